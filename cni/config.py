@@ -66,4 +66,4 @@ class NetConf:
     delegate: str = ""  # any other ipam.type
     pod: str = ""  # "namespace/name" from CNI_ARGS
     prev_result: dict[str, Any] | None = None
-    valid_attachments: tuple[tuple[str, str], ...] | None = None  # GC: (containerID, ifname); None when the key is absent
+    valid_attachments: tuple[tuple[str, str], ...] | None = None  # GC: (containerID, ifname)s; None: no such key

@@ -35,8 +35,8 @@ def frozen(cls: type[T]) -> type[T]:
         values.update(zip(fields, args, strict=False))
         values.update(kwargs)
         if values.keys() != known or len(args) > len(fields):
-            missing, unknown = known - values.keys(), values.keys() - known
-            raise TypeError(f"{cls.__name__}: missing {sorted(missing)}, unknown {sorted(unknown)}, {len(args)} positional")
+            wrong = f"missing {sorted(known - values.keys())}, unknown {sorted(values.keys() - known)}"
+            raise TypeError(f"{cls.__name__}: {wrong}, {len(args)} positional")
 
     def __setattr__(self: Any, name: str, value: object) -> None:
         raise FrozenInstanceError(f"{cls.__name__}.{name} cannot be changed")
@@ -52,7 +52,7 @@ def frozen(cls: type[T]) -> type[T]:
 
     for method in (__init__, __setattr__, __eq__, __hash__, __repr__):
         setattr(cls, method.__name__, method)
-    setattr(cls, "__match_args__", fields)
+    setattr(cls, "__match_args__", fields)  # noqa: B010  (type[T] has no such attribute)
     return cls
 
 

@@ -7,7 +7,6 @@ from cni.frozen import frozen
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-    from typing import Any
 
     Address = IPv4Address | IPv6Address
     Network = IPv4Network | IPv6Network
