@@ -1,22 +1,56 @@
 """Network configuration: JSON to frozen dataclasses, every problem reported with its path.
 
-Pure: nothing here looks at the host. `schema.json` beside this file says the same to other programs; a test holds the
-two together.
+Pure: nothing here looks at the host. The functions read like the table of keys in the README; `schema.json` beside this
+file says the same to other programs, and a test holds the two together. Where null and, for names, addresses and paths,
+"" are given, the key counts as absent. Unknown keys are left alone, as the spec asks.
 """
 
 from __future__ import annotations
 
-from cni.frozen import frozen
+import ipam.config
+from cni.frozen import frozen, replace
+from cni.section import Section, open_sources, refuse
+from cni.values import (
+    Unfit,
+    absolute_path,
+    address,
+    boolean,
+    file_name,
+    integer,
+    interface_name,
+    mac,
+    mapping,
+    mtu,
+    network_name,
+    network_or_address,
+    one_of,
+    show,
+    string,
+)
+from ipam.config import DEFAULT_DATA_DIR, ESSENTIAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
     from typing import Any
 
+    from cni.section import Problem, Sources
     from ipam.config import IpamConf
 
     Address = IPv4Address | IPv6Address
     Network = IPv4Network | IPv6Network
+
+MODE = one_of("bridge", "private", "vepa", "passthru", unsupported=("source",))
+LINK_TYPE = one_of("macvlan", unsupported=("macvtap",))
+OFFLOAD = one_of("auto", "off", unsupported=("on",))
+MAC_POLICY = one_of("ip", "pod", "random")
+LOG_LEVEL = one_of("error", "warning", "warn", "info", "debug")
+BCQUEUELEN = integer(1, 2**32 - 1)
+BCLIM = integer(-1, 2**31 - 1)
+PROBE_TIMEOUT_MS = integer(1, 10_000)
+PROBE_RETRIES = integer(1, 10)
+VLAN = integer(0, 4094)
 
 
 @frozen
@@ -67,3 +101,199 @@ class NetConf:
     pod: str = ""  # "namespace/name" from CNI_ARGS
     prev_result: dict[str, Any] | None = None
     valid_attachments: tuple[tuple[str, str], ...] | None = None  # GC: (containerID, ifname)s; None: no such key
+
+
+def parse(raw: object, environ_args: Mapping[str, str]) -> NetConf:
+    """The network configuration; raises InvalidConfig that lists every problem.
+
+    `raw` is the decoded standard input, whatever it may be; `environ_args` the parsed CNI_ARGS. Whether we speak its
+    cniVersion is not looked at.
+    """
+    sources = open_sources(raw, environ_args)
+    conf = _netconf(sources)
+    refuse(sources.problems)
+    return conf
+
+
+def parse_for_delete(raw: object, environ_args: Mapping[str, str]) -> NetConf:
+    """Like `parse`, but fails only without a usable name and dataDir; what else is wrong is left at its default.
+
+    DEL has to work with a configuration that was changed, for the worse, since ADD.
+    """
+    sources = open_sources(raw, environ_args)
+    conf = _netconf(sources)
+    refuse(problem for problem in sources.problems if problem.path in ESSENTIAL)
+    return conf
+
+
+def check(raw: object) -> list[Problem]:
+    """Every problem of a configuration, as `parse` would report them."""
+    sources = open_sources(raw, {})
+    _netconf(sources)
+    return sources.problems
+
+
+def _netconf(sources: Sources) -> NetConf:
+    conf = sources.conf
+    _check_for_libcni(conf)
+    _check_unsupported(conf)
+    mode = conf.text("mode", MODE, "bridge")
+    link_in_container = conf.read("linkInContainer", boolean, False)
+    log_level = conf.read("logLevel", LOG_LEVEL, "info")
+    without_ipam = NetConf(
+        cni_version=conf.read("cniVersion", string, ""),
+        name=conf.required("name", network_name) or "",
+        raw=dict(conf.values),
+        master=conf.text("master", _master, ""),
+        link_in_container=link_in_container,
+        mode=mode,
+        mtu=conf.read("mtu", mtu, 0),
+        mac=_mac(sources),
+        mac_policy=conf.read("macPolicy", MAC_POLICY, "ip"),
+        bcqueuelen=conf.read("bcqueuelen", _bcqueuelen, None),
+        bclim=conf.read("bclim", BCLIM, None),
+        shim=_shim(conf, applies=mode == "bridge" and not link_in_container),
+        announce=conf.read("announce", boolean, True),
+        detect_conflicts=_detect_conflicts(conf),
+        data_dir=conf.text("dataDir", absolute_path, ""),
+        log_level="warning" if log_level == "warn" else log_level,
+        log_file=conf.text("logFile", string, ""),
+        status_reports_exhaustion=conf.read("statusReportsExhaustion", boolean, False),
+        dns=_dns(conf),
+        pod=_pod(sources.environ),
+        prev_result=conf.read("prevResult", mapping, None),
+        valid_attachments=_valid_attachments(conf),
+    )
+    return _with_ipam(without_ipam, sources)
+
+
+def _with_ipam(conf: NetConf, sources: Sources) -> NetConf:
+    """The configuration with its way to get addresses: our own, a delegate, or none (layer 2 only)."""
+    section = sources.conf.section("ipam")
+    kind = section.text("type", file_name, "")
+    data_dir = conf.data_dir or DEFAULT_DATA_DIR
+    if kind != ipam.config.TYPE:
+        return replace(conf, delegate=kind, data_dir=data_dir)
+    own = ipam.config.read(section, sources, conf.name, data_dir)
+    return replace(conf, ipam=own, data_dir=conf.data_dir or own.data_dir)
+
+
+def _check_for_libcni(conf: Section) -> None:
+    """`type` and `capabilities` are the runtime's to use; here only their kind is checked."""
+    conf.read("type", string, "")
+    capabilities = conf.section("capabilities")
+    for name in capabilities:
+        capabilities.read(name, boolean, False)
+
+
+def _check_unsupported(conf: Section) -> None:
+    """Keys that have a meaning but no effect yet: only the values that ask for nothing are accepted."""
+    conf.read("linkType", LINK_TYPE, "macvlan")
+    conf.read("offload", OFFLOAD, "auto")
+    if vlan := conf.read("vlan", VLAN, 0):
+        conf.problem("vlan", f"{vlan} is not supported by this version")
+    if macs := conf.each("sourceMacs", mac):
+        conf.problem("sourceMacs", f"{', '.join(macs)} is not supported by this version")
+
+
+def _master(value: object) -> str:
+    """The parent's name; "auto" says the same as no name at all: the interface of the default route."""
+    return "" if value == "auto" else interface_name(value)
+
+
+def _mac(sources: Sources) -> str:
+    """The MAC that was asked for; all sources are checked, the most specific one wins."""
+    asked = (
+        sources.runtime.text("mac", mac, ""),
+        sources.cni_args.text("mac", mac, ""),
+        sources.environ.text("MAC", mac, ""),
+        sources.conf.text("mac", mac, ""),
+    )
+    return next(filter(None, asked), "")
+
+
+def _bcqueuelen(value: object) -> int:
+    if value == 0 and not isinstance(value, (bool, float)):
+        raise Unfit(
+            "0 would deliver no broadcast at all, not even ARP; leave the key out for the kernel's default of 1000"
+        )
+    return BCQUEUELEN(value)
+
+
+def _shim(conf: Section, applies: bool) -> ShimConf:
+    """What `shim` asks for; asked for explicitly where no shim can work, it is a problem."""
+    value = conf.values.get("shim")
+    if value is None:
+        return ShimConf(enabled=applies)
+    if isinstance(value, dict):
+        shim = _shim_options(conf.section("shim"))
+    else:
+        enabled = conf.read("shim", _switch, False)
+        shim = ShimConf(enabled=enabled, required=enabled)
+    if shim.required and not applies:
+        conf.problem("shim", 'a shim only works with mode bridge and a master on the host; use "shim": false')
+    return shim
+
+
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise Unfit(f"must be true, false or an object, not {show(value)}")
+    return value
+
+
+def _shim_options(shim: Section) -> ShimConf:
+    hosts = shim.each("hostAddresses", _host_address, needed=shim.has("hostAddresses")) or ("auto",)
+    return ShimConf(
+        required=True,
+        host_addresses=tuple(host for host in hosts if not isinstance(host, str)),
+        auto_addresses="auto" in hosts,
+        routes=shim.each("routes", network_or_address),
+        snat=shim.read("snat", boolean, True),
+    )
+
+
+def _host_address(value: object) -> Address | str:
+    return "auto" if value == "auto" else address(value)
+
+
+def _detect_conflicts(conf: Section) -> ConflictDetection | None:
+    value = conf.values.get("detectConflicts")
+    if isinstance(value, dict):
+        section = conf.section("detectConflicts")
+        return ConflictDetection(
+            timeout_ms=section.read("timeoutMs", PROBE_TIMEOUT_MS, 100),
+            retries=section.read("retries", PROBE_RETRIES, 2),
+        )
+    return ConflictDetection() if conf.read("detectConflicts", _switch, False) else None
+
+
+def _dns(conf: Section) -> dict[str, Any] | None:
+    """The `dns` of the result, passed on as it came."""
+    dns = conf.section("dns")
+    dns.read("domain", string, "")
+    for key in ("nameservers", "search", "options"):
+        dns.each(key, string)
+    return dict(dns.values) if conf.has("dns") else None
+
+
+def _pod(environ: Section) -> str:
+    """The pod's "namespace/name", which Kubernetes runtimes tell."""
+    namespace = environ.read("K8S_POD_NAMESPACE", string, "")
+    name = environ.read("K8S_POD_NAME", string, "")
+    return f"{namespace}/{name}" if namespace and name else ""
+
+
+def _valid_attachments(conf: Section) -> tuple[tuple[str, str], ...] | None:
+    """GC's list. Both keys mean the same; null means that no attachment is valid. None where the list is unusable."""
+    key = next((key for key in ("cni.dev/valid-attachments", "cni.dev/attachments") if key in conf.values), None)
+    if key is None:
+        return None
+    before = len(conf.problems)
+    entries = conf.items(key)
+    attachments = tuple(_attachment(entries.section(index)) for index in entries)
+    # Half a list would make GC remove what the other half was to keep.
+    return attachments if len(conf.problems) == before else None
+
+
+def _attachment(entry: Section) -> tuple[str, str]:
+    return entry.required("containerID", string) or "", entry.required("ifname", string) or ""

@@ -1,0 +1,209 @@
+"""The verbs of the spec, a short story each: ADD, DEL, CHECK, STATUS, GC.
+
+They know the order of things and nothing of how these are done. VERSION needs no story; `cni.plugin` answers it.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from cni import delegate, kernel, leasing, mac, shim, teardown
+from cni.attachment import Key, View, check_parent, plan, report
+from cni.diff import SetSysctl, diff
+from cni.errors import CniError, Differs, InvalidConfig, NotAvailable
+from cni.frozen import frozen, replace
+from cni.protocol import NEWEST, Result, merge, parse_result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cni.attachment import Attachment, Delegation, Facts
+    from cni.config import NetConf
+    from cni.node import Node, Pod
+    from cni.protocol import Call
+
+
+@frozen
+class Request:
+    """One ADD: who asks for what, and what was found."""
+
+    call: Call
+    conf: NetConf
+    key: Key
+    pod: Pod
+    facts: Facts
+
+
+def add(node: Node, call: Call, conf: NetConf) -> Result:
+    """Attach a container; the result is merged with prevResult. Any failure leaves nothing behind."""
+    key = Key(conf.name, call.container_id, call.ifname)
+    with node.pod(call.netns, call.own_netns) as pod, node.locks.attachment(key), ExitStack() as undo:
+        _clear_remains(node, key, call)
+        facts = kernel.facts(conf, node.parents(conf, pod))
+        check_parent(conf, facts.parent)
+        request = Request(call, conf, key, pod, facts)
+        if conf.delegate:
+            attachment, ipam = _add_delegated(node, request, undo)
+        else:
+            attachment, ipam = _add_leased(node, request, undo)
+        undo.pop_all()
+    ours = report(attachment, ipam, conf.dns)
+    return merge(parse_result(conf.prev_result), ours) if conf.prev_result else ours
+
+
+def _clear_remains(node: Node, key: Key, call: Call) -> None:
+    """A record of the same key is of an ADD that was killed, or whose result got lost: make room."""
+    remains = node.records.find(key)
+    if remains:
+        node.log.info("clearing what an earlier ADD of this container left behind")
+        teardown.take_back(node, remains, call.own_netns)
+
+
+def _add_leased(node: Node, request: Request, undo: ExitStack) -> tuple[Attachment, Result]:
+    ipam = leasing.lease(node, request, undo) if request.conf.ipam else Result()
+    address = mac.choose(request.conf, request.key, [ip.address for ip in ipam.ips])
+    attachment = _recorded(node, request, _planned(request, address, ipam), undo)
+    shim.attach(node, attachment)
+    _apply(node, request, attachment.sandbox, View())
+    return attachment, ipam
+
+
+def _add_delegated(node: Node, request: Request, undo: ExitStack) -> tuple[Attachment, Result]:
+    """A delegate may want to use the link (dhcp): it finds it there, and the addresses follow."""
+    conf, call, namespace = request.conf, request.call, request.pod.namespace
+    delegation = delegate.delegation(conf.delegate, conf.raw, call)
+    address = mac.choose(conf, request.key, ())
+    bare = _recorded(node, request, _planned(request, address, Result(), delegation), undo)
+    assert bare.sandbox.link is not None
+    _apply(node, request, View(link=replace(bare.sandbox.link, up=False)), View())
+    ipam = delegate.add(delegation, call)
+    attachment = _recorded(node, request, _planned(request, address, ipam, delegation), undo)
+    shim.attach(node, attachment)
+    _apply(node, request, attachment.sandbox, namespace.view(call.ifname))
+    return attachment, ipam
+
+
+def _planned(request: Request, address: str, ipam: Result, delegation: Delegation | None = None) -> Attachment:
+    netns = (request.pod.path, request.pod.id)
+    return plan(request.key, request.conf, request.facts, address, ipam, netns, delegation)
+
+
+def _recorded(node: Node, request: Request, attachment: Attachment, undo: ExitStack) -> Attachment:
+    """Write down what is wanted before the kernel is touched, so that whoever comes next can clear it."""
+    node.records.put(attachment)
+    undo.callback(_undone, node, lambda: teardown.take_back(node, attachment, request.call.own_netns))
+    return attachment
+
+
+def _undone(node: Node, step: Callable[[], None]) -> None:
+    """Undo after a failure: what cannot be undone now stays recorded for DEL and GC, and the first error counts."""
+    try:
+        step()
+    except CniError as error:
+        node.log.error(f"undoing a failed ADD: {error.msg}; DEL or `shimlanctl gc` will finish it")
+
+
+def _apply(node: Node, request: Request, wanted: View, observed: View) -> None:
+    changes = diff(wanted, observed)
+    for change in changes:
+        node.log.debug(str(change))
+    request.pod.namespace.apply(changes, node.parents(request.conf, request.pod))
+
+
+def delete(node: Node, call: Call, conf: NetConf) -> None:
+    """Detach a container; as often as the runtime likes, from our own records where there are any."""
+    key = Key(conf.name, call.container_id, call.ifname)
+    with node.locks.attachment(key):
+        attachment = node.records.find(key)
+        if attachment:
+            teardown.take_back(node, attachment, call.own_netns)
+        else:
+            teardown.take_back_unknown(node, key, conf, call, _addresses_of(conf))
+
+
+def _addresses_of(conf: NetConf) -> list[teardown.Address]:
+    try:
+        return [ip.address for ip in parse_result(conf.prev_result or {}).ips]
+    except CniError:  # a prevResult that nobody can read must not keep a container from going away
+        return []
+
+
+def check(node: Node, call: Call, conf: NetConf) -> None:
+    """Compare the kernel with what was recorded at ADD; raises Differs with each difference in the details."""
+    if conf.prev_result is None:
+        raise InvalidConfig("prevResult: missing; CHECK needs the result of ADD")
+    key = Key(conf.name, call.container_id, call.ifname)
+    attachment = node.records.find(key)
+    if attachment is None:
+        raise Differs(f"{call.container_id} has no {call.ifname} in network {conf.name}: nothing is recorded of it")
+    with node.pod(call.netns, call.own_netns) as pod:
+        differences = [*_differences(node, attachment, pod), *_untold(attachment, parse_result(conf.prev_result))]
+    if differences:
+        raise Differs(f"{call.ifname}: {len(differences)} difference(s): {differences[0]}", "\n".join(differences))
+    if attachment.delegate:
+        delegate.check(delegate.delegation(conf.delegate, conf.raw, call), call)
+
+
+def _differences(node: Node, attachment: Attachment, pod: Pod) -> Iterator[str]:
+    sandbox, host = attachment.sandbox, attachment.host
+    assert sandbox.link is not None
+    for change in diff(sandbox, pod.namespace.view(sandbox.link.name)):
+        if not isinstance(change, SetSysctl):
+            yield f"pod: {change}"
+    if host.link:
+        for change in diff(host, node.host.view(host.link.name)):
+            if not isinstance(change, SetSysctl):
+                yield f"host: {change}"
+    if attachment.source_nat and not shim.source_nat_in_place(node):
+        yield "host: nft table inet shimlan lacks the source NAT of shim.routes"
+    yield from leasing.differences(node, attachment)
+
+
+def _untold(attachment: Attachment, told: Result) -> Iterator[str]:
+    """What we made and prevResult does not tell: then the runtime believes in another attachment than we do."""
+    link = attachment.sandbox.link
+    assert link is not None
+    if not any(entry.name == link.name and entry.sandbox for entry in told.interfaces):
+        yield f"prevResult: has no interface {link.name}"
+    for address in attachment.sandbox.addresses:
+        if not any(ip.address == address.ip for ip in told.ips):
+            yield f"prevResult: has no address {address}"
+
+
+def status(node: Node, call: Call, conf: NetConf) -> None:
+    """Whether an ADD could be served, by local and cheap means; raises NotAvailable (50)."""
+    try:
+        node.database.check_writable()
+        if not conf.link_in_container:
+            check_parent(conf, kernel.find_parent(conf, node.host))
+        if conf.ipam and conf.status_reports_exhaustion:
+            leasing.check_room(node, conf)
+    except CniError as error:
+        raise NotAvailable(error.msg, error.details) from error
+    if conf.delegate:
+        delegate.forward(delegate.delegation(conf.delegate, conf.raw, call), "STATUS", call)
+
+
+def collect(node: Node, call: Call, conf: NetConf) -> None:
+    """GC: take back what is not among the valid attachments of this network; errors are reported at the end."""
+    errors: list[CniError] = []
+    if conf.valid_attachments is not None:
+        valid = {Key(conf.name, container_id, ifname) for container_id, ifname in conf.valid_attachments}
+        errors += _collect_records(node, conf, valid)
+        errors += _attempt(lambda: leasing.collect(node, conf, valid)) if conf.ipam else []
+    if conf.delegate:
+        errors += _attempt(
+            lambda: delegate.forward(delegate.delegation(conf.delegate, conf.raw, call), "GC", call)
+        )
+    if errors:
+        raise type(errors[0])(errors[0].msg, "\n".join(error.msg for error in errors))
+
+
+def _collect_records(node: Node, conf: NetConf, valid: set[Key]) -> list[CniError]:
+    errors = []
+    for attachment in node.records.of_network(conf.name):
+        if attachment.key not in valid:
+            node.log.info(f"collecting {attachment.key.container_id}/{attachment.key.ifname}")
+            errors += _attempt(lambda stale=attachment: teardown.take_back_locked(node, stale))
+    return errors

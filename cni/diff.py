@@ -1,0 +1,215 @@
+"""Wanted view against observed view: the ordered changes between them, each able to say itself in `ip` syntax.
+
+Pure. ADD applies the changes, CHECK lists them, and so nobody needs a second notion of what "right" is. Only what is
+wanted and missing or different counts: what others added to a pod is none of our business.
+"""
+
+from __future__ import annotations
+
+from cni.attachment import MAIN_TABLE, PROTO_BOOT, SCOPE_LINK, SCOPE_UNIVERSE, View
+from cni.frozen import frozen
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni.attachment import InterfaceAddress, Link, Neighbour, Route
+
+
+@frozen
+class AddLink:
+    """Create the link, down, with its final name in its namespace."""
+
+    link: Link
+
+    def __str__(self) -> str:
+        link = self.link
+        options = [f"mode {link.mode}"]
+        options += [f"bcqueuelen {link.bcqueuelen}"] if link.bcqueuelen is not None else []
+        options += [f"bclim {link.bclim}"] if link.bclim is not None else []
+        return (
+            f"ip link add {link.name} link if{link.parent_index} address {link.mac} mtu {link.mtu} "
+            f"type {link.kind} {' '.join(options)}"
+        )
+
+
+@frozen
+class SetLink:
+    """Correct one property of an existing link; `found` is what it is instead."""
+
+    link: Link
+    option: str
+    value: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"ip link set {self.link.name} {self.option} {self.value} (it is {self.found or 'unset'})"
+
+
+@frozen
+class SetSysctl:
+    """Set a sysctl of one link."""
+
+    link: str
+    name: str
+    value: str
+
+    def __str__(self) -> str:
+        family, key = self.name.split("/")
+        return f"sysctl -w net.{family}.conf.{self.link}.{key}={self.value}"
+
+
+@frozen
+class AddAddress:
+    """Add an address; IPv6 without duplicate address detection, which would cost ADD a second or two."""
+
+    link: str
+    address: InterfaceAddress
+
+    def __str__(self) -> str:
+        nodad = " nodad" if self.address.ip.version == 6 else ""
+        return f"ip addr add {self.address} dev {self.link}{nodad}"
+
+
+@frozen
+class SetUp:
+    """Bring the link up, with its alias and ARP flag."""
+
+    link: Link
+
+    def __str__(self) -> str:
+        return f"ip link set {self.link.name} {'' if self.link.arp else 'arp off '}up"
+
+
+@frozen
+class ReplaceRoute:
+    """Add or correct a route; `found` is what stands there instead."""
+
+    link: str
+    route: Route
+    found: Route | None = None
+
+    def __str__(self) -> str:
+        instead = f" (it is {_route_words(self.found, self.link)})" if self.found else ""
+        return f"ip route replace {_route_words(self.route, self.link)}{instead}"
+
+
+@frozen
+class ReplaceNeighbour:
+    """Add or correct a permanent neighbour entry."""
+
+    link: str
+    neighbour: Neighbour
+    found: str = ""
+
+    def __str__(self) -> str:
+        instead = f" (it is {self.found})" if self.found else ""
+        entry = self.neighbour
+        return f"ip neigh replace {entry.ip} lladdr {entry.mac} dev {self.link} nud permanent{instead}"
+
+
+Change = AddLink | SetLink | SetSysctl | AddAddress | SetUp | ReplaceRoute | ReplaceNeighbour
+
+
+def diff(wanted: View, observed: View) -> tuple[Change, ...]:
+    """The changes that make `observed` what is wanted, in an order in which the kernel accepts them.
+
+    Addresses come before the link is set up: only then does the kernel announce them (arp_notify, ndisc_notify).
+    Neighbours come before the routes that lead to them, so that no packet asks the LAN.
+    """
+    if wanted.link is None:
+        return ()
+    return (
+        *_link_changes(wanted.link, observed.link),
+        *_sysctl_changes(wanted, observed.link),
+        *(AddAddress(wanted.link.name, a) for a in wanted.addresses if a not in observed.addresses),
+        *_up_changes(wanted.link, observed.link),
+        *_neighbour_changes(wanted, observed),
+        *_route_changes(wanted, observed),
+    )
+
+
+def _link_changes(link: Link, observed: Link | None) -> Iterator[Change]:
+    if observed is None:
+        yield AddLink(link)
+        return
+    compared = (
+        ("type", link.kind, observed.kind),
+        ("link", f"if{link.parent_index}", f"if{observed.parent_index}"),
+        ("mode", link.mode, observed.mode),
+        ("address", link.mac, observed.mac),
+        ("mtu", str(link.mtu), str(observed.mtu)),
+        ("arp", _switch(link.arp), _switch(observed.arp)),
+        ("bcqueuelen", _number(link.bcqueuelen), _number(observed.bcqueuelen)),
+        ("bclim", _number(link.bclim), _number(observed.bclim)),
+    )
+    for option, value, found in compared:
+        if value and value != found:
+            yield SetLink(link, option, value, found)
+
+
+def _sysctl_changes(wanted: View, observed: Link | None) -> Iterator[Change]:
+    # They matter when the link comes up, and are a pod's own business afterwards.
+    if wanted.link and (observed is None or not observed.up):
+        for name, value in wanted.sysctls:
+            yield SetSysctl(wanted.link.name, name, value)
+
+
+def _up_changes(link: Link, observed: Link | None) -> Iterator[Change]:
+    if observed is None or not observed.up:
+        yield SetUp(link)
+
+
+def _neighbour_changes(wanted: View, observed: View) -> Iterator[Change]:
+    assert wanted.link is not None
+    present = {entry.ip: entry.mac for entry in observed.neighbours}
+    for entry in wanted.neighbours:
+        if present.get(entry.ip) != entry.mac:
+            yield ReplaceNeighbour(wanted.link.name, entry, present.get(entry.ip, ""))
+
+
+def _route_changes(wanted: View, observed: View) -> Iterator[Change]:
+    assert wanted.link is not None
+    present = {_route_key(route): route for route in observed.routes}
+    for route in wanted.routes:
+        found = present.get(_route_key(route))
+        if found is None or not _same_route(route, found):
+            yield ReplaceRoute(wanted.link.name, route, found)
+
+
+def _route_key(route: Route) -> tuple[object, ...]:
+    # A metric of 0 is 1024 for IPv6 (IP6_RT_PRIO_USER, include/uapi/linux/ipv6_route.h).
+    metric = route.metric or (1024 if route.dst.version == 6 else 0)
+    return route.dst, metric, route.table or MAIN_TABLE
+
+
+def _same_route(wanted: Route, found: Route) -> bool:
+    return (
+        wanted.via == found.via
+        and (wanted.src is None or wanted.src == found.src)
+        and (not wanted.mtu or wanted.mtu == found.mtu)
+        and (not wanted.advmss or wanted.advmss == found.advmss)
+    )
+
+
+def _route_words(route: Route, link: str) -> str:
+    words = ["default" if route.dst.prefixlen == 0 else str(route.dst)]
+    words += ["via", str(route.via)] if route.via else []
+    words += ["dev", link]
+    words += ["proto", str(route.protocol)] if route.protocol != PROTO_BOOT else []
+    words += (
+        ["scope", "link" if route.scope == SCOPE_LINK else str(route.scope)] if route.scope != SCOPE_UNIVERSE else []
+    )
+    words += ["src", str(route.src)] if route.src else []
+    for option in ("metric", "table", "mtu", "advmss"):
+        value = getattr(route, option)
+        words += [option, str(value)] if value else []
+    return " ".join(words)
+
+
+def _switch(on: bool) -> str:
+    return "on" if on else "off"
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else str(value)

@@ -1,0 +1,223 @@
+"""Netlink on the wire: messages, attributes, and a socket that sends a batch and collects every answer.
+
+Knows how netlink frames its messages (man 7 netlink, include/uapi/linux/netlink.h), not what they mean: links, routes
+and rules are the business of `cni.kernel` and `cni.nftables`. pyroute2 would do the same in a tenth of a second of
+import time, which is ten times what an ADD may take (docs/decisions/0002-raw-netlink.md).
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import struct
+
+from cni.frozen import frozen
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+NETLINK_ROUTE = 0
+NETLINK_NETFILTER = 12
+
+NLMSG_ERROR = 2
+NLMSG_DONE = 3
+NLM_F_REQUEST = 0x1
+NLM_F_ACK = 0x4
+NLM_F_DUMP_INTR = 0x10
+NLM_F_DUMP = 0x300
+NLM_F_REPLACE = 0x100
+NLM_F_EXCL = 0x200
+NLM_F_CREATE = 0x400
+NLM_F_ACK_TLVS = 0x200
+NLM_F_CAPPED = 0x100
+NLA_F_NESTED = 0x8000
+NLA_TYPE_MASK = 0x3FFF
+NLMSGERR_ATTR_MSG = 1
+
+SOL_NETLINK = 270
+NETLINK_CAP_ACK = 10
+NETLINK_EXT_ACK = 11
+NETLINK_GET_STRICT_CHK = 12
+
+HEADER = struct.Struct("=IHHII")
+ATTRIBUTE = struct.Struct("=HH")
+RECEIVE_BYTES = 1 << 18
+DUMP_ATTEMPTS = 5
+
+
+class NetlinkError(OSError):
+    """The kernel's refusal of one message: errno, and the extended-ack text where there is one."""
+
+
+@frozen
+class Message:
+    """A request: message type, flags besides NLM_F_REQUEST, and the body behind the header."""
+
+    kind: int
+    flags: int
+    body: bytes
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """One attribute, padded to four bytes."""
+    return ATTRIBUTE.pack(len(payload) + 4, kind) + payload + bytes(-len(payload) % 4)
+
+
+def u32(kind: int, value: int) -> bytes:
+    """An attribute holding a 32-bit number in host order."""
+    return attribute(kind, struct.pack("=I", value))
+
+
+def text(kind: int, value: str) -> bytes:
+    """An attribute holding a NUL-terminated string."""
+    return attribute(kind, os.fsencode(value) + b"\0")
+
+
+def nest(kind: int, *attributes: bytes) -> bytes:
+    """An attribute holding attributes."""
+    return attribute(kind | NLA_F_NESTED, b"".join(attributes))
+
+
+def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """The (type, payload) pairs from `offset` on; stops at a malformed length."""
+    while offset + 4 <= len(data):
+        length, kind = ATTRIBUTE.unpack_from(data, offset)
+        if length < 4:
+            return
+        yield kind & NLA_TYPE_MASK, data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def attribute_map(data: bytes, offset: int = 0) -> dict[int, bytes]:
+    """The attributes from `offset` on by type; of a repeated type the last."""
+    return dict(attributes(data, offset))
+
+
+class Socket:
+    """A netlink socket of the network namespace in which it was opened; it stays there whatever its owner enters."""
+
+    def __init__(self, protocol: int = NETLINK_ROUTE, groups: int = 0) -> None:
+        """Open and bind; `groups` is the bit mask of multicast groups to hear."""
+        self._socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, protocol)
+        try:
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+            if protocol == NETLINK_ROUTE:
+                self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+            self._socket.bind((0, groups))
+        except OSError:
+            self._socket.close()
+            raise
+        self._sequence = 0
+
+    def __enter__(self) -> Socket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        self._socket.close()
+
+    def fileno(self) -> int:
+        """The descriptor, for poll."""
+        return self._socket.fileno()
+
+    def request(self, messages: Sequence[Message]) -> list[NetlinkError | None]:
+        """Send all in one datagram and wait for the answer to each: None, or the kernel's refusal.
+
+        The kernel goes on with the rest of a batch after an error, so every answer counts.
+        """
+        if not messages:
+            return []
+        first = self._send([Message(m.kind, m.flags | NLM_F_ACK, m.body) for m in messages])
+        answers: list[NetlinkError | None] = [None] * len(messages)
+        waiting = len(messages)
+        while waiting:
+            for kind, flags, sequence, body in self.receive():
+                if kind == NLMSG_ERROR and 0 <= sequence - first < len(messages):
+                    answers[sequence - first] = _refusal(body, flags)
+                    waiting -= 1
+        return answers
+
+    def batch(self, begin: Message, messages: Sequence[Message], end: Message) -> None:
+        """An nfnetlink transaction (all or nothing) between its begin and end; raises the first refusal."""
+        acked = [Message(m.kind, m.flags | NLM_F_ACK, m.body) for m in messages]
+        first = self._send([begin, *acked, end])
+        waiting = len(messages)
+        while waiting:
+            for kind, flags, sequence, body in self.receive():
+                if kind == NLMSG_ERROR and sequence >= first:
+                    if refusal := _refusal(body, flags):
+                        raise refusal
+                    waiting -= 1
+
+    def send(self, message: Message) -> None:
+        """Send and do not wait for an answer; returns when the kernel has processed it."""
+        self._send([message])
+
+    def get(self, message: Message) -> bytes:
+        """The body of the one answer to a request; raises NetlinkError (ENODEV, ENOENT...) when there is none."""
+        first = self._send([message])
+        while True:
+            for kind, flags, sequence, body in self.receive():
+                if sequence != first:
+                    continue
+                if kind == NLMSG_ERROR:
+                    raise _refusal(body, flags) or NetlinkError(0, "no answer")
+                return body
+
+    def dump(self, message: Message) -> list[tuple[int, bytes]]:
+        """All (type, body) answers to a dump; repeated when the kernel says that it was interrupted by a change."""
+        for _ in range(DUMP_ATTEMPTS):
+            answers, interrupted = self._dump_once(message)
+            if not interrupted:
+                break
+        return answers
+
+    def _dump_once(self, message: Message) -> tuple[list[tuple[int, bytes]], bool]:
+        first = self._send([Message(message.kind, message.flags | NLM_F_DUMP, message.body)])
+        answers: list[tuple[int, bytes]] = []
+        interrupted = False
+        while True:
+            for kind, flags, sequence, body in self.receive():
+                if sequence != first:
+                    continue
+                interrupted = interrupted or bool(flags & NLM_F_DUMP_INTR)
+                if kind == NLMSG_DONE:
+                    return answers, interrupted
+                if kind == NLMSG_ERROR:
+                    raise _refusal(body, flags) or NetlinkError(0, "no answer")
+                answers.append((kind, body))
+
+    def receive(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """The (type, flags, sequence, body)s of the next datagram; waits for it."""
+        data = self._socket.recv(RECEIVE_BYTES)
+        offset = 0
+        while offset + HEADER.size <= len(data):
+            length, kind, flags, sequence, _ = HEADER.unpack_from(data, offset)
+            yield kind, flags, sequence, data[offset + HEADER.size : offset + length]
+            offset += (length + 3) & ~3
+
+    def _send(self, messages: Iterable[Message]) -> int:
+        first = self._sequence + 1
+        packed = []
+        for message in messages:
+            self._sequence += 1
+            length = HEADER.size + len(message.body)
+            header = HEADER.pack(length, message.kind, message.flags | NLM_F_REQUEST, self._sequence, 0)
+            packed.append(header + message.body + bytes(-length % 4))
+        self._socket.send(b"".join(packed))
+        return first
+
+
+def _refusal(body: bytes, flags: int) -> NetlinkError | None:
+    (code,) = struct.unpack_from("=i", body)
+    if code == 0:
+        return None
+    # With NETLINK_CAP_ACK only the header of the refused message stands between the code and the attributes.
+    extended = attribute_map(body, 4 + HEADER.size) if flags & NLM_F_ACK_TLVS else {}
+    reason = extended.get(NLMSGERR_ATTR_MSG, b"").rstrip(b"\0").decode(errors="replace")
+    return NetlinkError(-code, reason or os.strerror(-code))

@@ -1,0 +1,87 @@
+"""What the commands work on: this machine's kernel, store, locks and log, opened when first needed.
+
+One `Node` serves one data directory. The one-shot plugin makes one per call; a resident process keeps it.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, contextmanager, suppress
+
+from cni import netns
+from cni.database import Database, boot_id
+from cni.errors import InvalidEnvironment, IOFailure, NetnsUnusable
+from cni.frozen import frozen
+from cni.kernel import Namespace
+from cni.locks import Locks
+from cni.state import Records
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni.config import NetConf
+    from cni.log import Log
+    from ipam.store import LeaseStore
+
+
+@frozen
+class Pod:
+    """A pod's namespace, opened."""
+
+    path: str
+    id: str
+    namespace: Namespace
+
+
+class Node:
+    """The shell around the commands: one door each to kernel, records, leases and locks."""
+
+    def __init__(self, data_dir: str, log: Log) -> None:
+        """Make the data directory; raises IOFailure when that is impossible."""
+        self.data_dir = data_dir
+        self.log = log
+        try:
+            os.makedirs(data_dir, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise IOFailure(f"dataDir: cannot make {data_dir}: {error.strerror}") from error
+        self.database = Database(data_dir)
+        self.records = Records(self.database, boot_id())
+        self.locks = Locks(data_dir)
+        self.host = Namespace()
+
+    def leases(self, data_dir: str) -> LeaseStore:
+        """The leases of a data directory, which may be another than that of the attachments."""
+        from ipam.store import LeaseStore  # networks with a delegate or without addresses need no allocator
+
+        return LeaseStore(self.database if data_dir == self.data_dir else Database(data_dir))
+
+    def parents(self, conf: NetConf, pod: Pod) -> Namespace:
+        """Where the parent lives."""
+        return pod.namespace if conf.link_in_container else self.host
+
+    @contextmanager
+    def pod(self, path: str, own_allowed: bool) -> Iterator[Pod]:
+        """The pod's namespace; raises NetnsUnusable, or InvalidEnvironment when it is the plugin's own."""
+        fd = netns.open_netns(path)
+        try:
+            if not own_allowed and netns.is_own(fd):
+                raise InvalidEnvironment(
+                    f"CNI_NETNS: {path} is the plugin's own network namespace; CNI_NETNS_OVERRIDE=1 if that is meant"
+                )
+            namespace = Namespace(fd)
+            try:
+                yield Pod(path, netns.identity(fd), namespace)
+            finally:
+                namespace.close()
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def pod_if_there(self, path: str, own_allowed: bool, id: str = "") -> Iterator[Pod | None]:
+        """The pod's namespace if it still exists, and is the one with that identity where one is given."""
+        with ExitStack() as stack:
+            pod = None
+            with suppress(NetnsUnusable, InvalidEnvironment):
+                pod = stack.enter_context(self.pod(path, own_allowed))
+            yield pod if pod and id in ("", pod.id) else None

@@ -1,0 +1,128 @@
+"""The host's side: a shim per parent while somebody needs it, one nftables table while somebody needs that.
+
+Who needs them is what the records say; a lock per parent keeps one process from removing what another relies on.
+"""
+
+from __future__ import annotations
+
+from cni import nftables
+from cni.attachment import SHIM_ALIAS, View
+from cni.diff import diff
+from cni.errors import KernelRefused
+from cni.frozen import replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from ipaddress import IPv4Address, IPv6Address
+
+    from cni.attachment import Attachment, Link, SourceNat
+    from cni.node import Node
+
+    Address = IPv4Address | IPv6Address
+
+
+def attach(node: Node, attachment: Attachment) -> None:
+    """Make the host's end of a recorded attachment: the shim if it is missing, the pod's entries, the source NAT."""
+    if attachment.host.link is None:
+        return
+    with node.locks.shim(attachment.parent_index):
+        created = _ensure(node, attachment.host)
+    if created:
+        _restore(node, attachment)
+    present = View(link=node.host.link(attachment.host.link.name))
+    node.host.apply(diff(_entries(attachment.host), present), node.host)
+    if attachment.source_nat:
+        sync_source_nat(node)
+
+
+def detach(node: Node, attachment: Attachment) -> None:
+    """Remove the pod's entries on the host."""
+    node.host.remove_host_entries(attachment.host)
+
+
+def release(node: Node, attachment: Attachment) -> None:
+    """Remove shim and source NAT if no recorded attachment needs them any more."""
+    if attachment.host.link is None:
+        return
+    remove_unused(node, attachment.host.link, attachment.parent_index)
+    if attachment.source_nat:
+        sync_source_nat(node)
+
+
+def remove_unused(node: Node, shim: Link, parent_index: int) -> None:
+    """Remove a shim that no recorded attachment uses; one that is gone already is fine."""
+    if node.records.behind(shim.name):
+        return
+    with node.locks.shim(parent_index):
+        present = node.host.link(shim.name)
+        if present and is_shim(present) and not node.records.behind(shim.name):
+            node.log.debug(f"ip link del {shim.name}")
+            node.host.delete_link(present.index)
+
+
+def forget(node: Node, ips: Iterable[Address]) -> None:
+    """Remove what the host's side still has of addresses, unless a recorded attachment uses them by now."""
+    used = {ip for attachment in node.records.all() for ip in attachment.ips}
+    orphans = set(ips) - used
+    if not orphans:
+        return
+    for link in node.host.links():
+        if is_shim(link):
+            routes = tuple(r for r in node.host.routes(link.index) if r.dst.network_address in orphans)
+            neighbours = tuple(n for n in node.host.neighbours(link.index) if n.ip in orphans)
+            node.host.remove_host_entries(View(link=link, routes=routes, neighbours=neighbours))
+            remove_unused(node, link, link.parent_index)
+
+
+def is_shim(link: Link) -> bool:
+    """Whether a link of the host is a shim of ours, and not just called like one."""
+    return link.kind == "macvlan" and link.alias.startswith(SHIM_ALIAS)
+
+
+def sync_source_nat(node: Node) -> None:
+    """Make the nftables table hold what the recorded attachments need, and nothing else."""
+    with nftables.connect() as socket:
+        if nftables.in_place(socket, _source_nat(node)):
+            return
+        with node.locks.source_nat():
+            nftables.sync(socket, _source_nat(node))
+
+
+def source_nat_in_place(node: Node) -> bool:
+    """Whether the nftables table holds what the recorded attachments need."""
+    with nftables.connect() as socket:
+        return nftables.in_place(socket, _source_nat(node))
+
+
+def _source_nat(node: Node) -> set[SourceNat]:
+    return {rule for attachment in node.records.all() for rule in attachment.source_nat}
+
+
+def _ensure(node: Node, wanted: View) -> bool:
+    """The shim is there and up; whether that took anything. Its MAC is what it is: the pods know it."""
+    assert wanted.link is not None
+    present = node.host.link(wanted.link.name)
+    if present and not is_shim(present) and present.alias:
+        raise KernelRefused(f"{present.name} exists and is not ours: rename it, shimlan needs the name for its shim")
+    if present and present.up and is_shim(present):
+        return False
+    link = replace(wanted.link, mac=present.mac) if present else wanted.link
+    changes = diff(View(link=link, sysctls=wanted.sysctls), View(link=present))
+    for change in changes:
+        node.log.debug(str(change))
+    node.host.apply(changes, node.host)
+    return True
+
+
+def _restore(node: Node, but: Attachment) -> None:
+    """A shim that had to be made anew lost the entries of the pods that were there before."""
+    assert but.host.link is not None
+    for attachment in node.records.behind(but.host.link.name):
+        if attachment.key != but.key:
+            present = View(link=node.host.link(but.host.link.name))
+            node.host.apply(diff(_entries(attachment.host), present), node.host)
+
+
+def _entries(view: View) -> View:
+    return View(link=view.link, routes=view.routes, neighbours=view.neighbours)

@@ -1,0 +1,129 @@
+"""Durable records of attachments: written before the kernel is touched, forgotten when nothing is left of them.
+
+A record holds the whole wanted state, so that DEL, CHECK and the clean-up after a crash need neither the configuration
+nor the runtime's memory. Its JSON is pinned by a golden test: fields are only ever added.
+"""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_address, ip_network
+
+from cni.attachment import Attachment, Delegation, InterfaceAddress, Key, Leasing, Link, Neighbour, Route, SourceNat, View
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cni.database import Database
+
+FORMAT = 1
+
+
+class Records:
+    """The attachments of one data directory, of the current boot."""
+
+    def __init__(self, database: Database, boot_id: str) -> None:
+        self._database = database
+        self._boot_id = boot_id
+
+    def put(self, attachment: Attachment) -> None:
+        """Record what is wanted, in place of what was wanted before for the same key."""
+        key, shim = attachment.key, attachment.host.link
+        self._execute(
+            "INSERT OR REPLACE INTO attachments (network, container_id, ifname, boot_id, netns, shim, record) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                key.network,
+                key.container_id,
+                key.ifname,
+                self._boot_id,
+                attachment.netns,
+                shim.name if shim else "",
+                encode(attachment),
+            ),
+        )
+
+    def find(self, key: Key) -> Attachment | None:
+        """The attachment of that key, if it was made since the machine started."""
+        rows = self._select(
+            "network = ? AND container_id = ? AND ifname = ?", key.network, key.container_id, key.ifname
+        )
+        return rows[0] if rows else None
+
+    def of_network(self, network: str) -> list[Attachment]:
+        """The attachments of one network."""
+        return self._select("network = ?", network)
+
+    def all(self) -> list[Attachment]:
+        """The attachments of all networks."""
+        return self._select("1")
+
+    def behind(self, shim: str) -> list[Attachment]:
+        """The attachments that use a shim."""
+        return self._select("shim = ?", shim)
+
+    def forget(self, key: Key) -> None:
+        """Remove the record, of whatever boot."""
+        self._execute(
+            "DELETE FROM attachments WHERE network = ? AND container_id = ? AND ifname = ?",
+            (key.network, key.container_id, key.ifname),
+        )
+
+    def _select(self, condition: str, *values: str) -> list[Attachment]:
+        # Namespaces do not outlive a boot, so a record of an earlier one describes nothing that exists.
+        rows = self._execute(
+            f"SELECT record FROM attachments WHERE boot_id = ? AND {condition} ORDER BY network, container_id, ifname",
+            (self._boot_id, *values),
+        )
+        return [decode(record) for (record,) in rows]
+
+    def _execute(self, statement: str, values: tuple[str, ...]) -> list[tuple[str]]:
+        with self._database.transaction() as connection:
+            return connection.execute(statement, values).fetchall()
+
+
+def encode(attachment: Attachment) -> str:
+    """An attachment as JSON."""
+    return json.dumps({"format": FORMAT, **_plain(attachment)}, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "__match_args__"):
+        return {name: _plain(getattr(value, name)) for name in value.__match_args__}
+    return value if value is None or isinstance(value, (str, int, bool)) else str(value)
+
+
+def decode(text: str) -> Attachment:
+    """An attachment from its JSON."""
+    record = json.loads(text)
+    record.pop("format")
+    leasing, delegate = record.pop("leasing"), record.pop("delegate")
+    return Attachment(
+        **record
+        | {
+            "key": Key(**record["key"]),
+            "sandbox": _view(record["sandbox"]),
+            "host": _view(record["host"]),
+            "source_nat": tuple(SourceNat(r["shim"], ip_address(r["address"])) for r in record["source_nat"]),
+            "leasing": Leasing(**leasing) if leasing else None,
+            "delegate": Delegation(**delegate) if delegate else None,
+        }
+    )
+
+
+def _view(record: dict[str, Any]) -> View:
+    return View(
+        link=Link(**record["link"]) if record["link"] else None,
+        addresses=tuple(InterfaceAddress(ip_address(r["ip"]), r["prefixlen"]) for r in record["addresses"]),
+        routes=tuple(_route(r) for r in record["routes"]),
+        neighbours=tuple(Neighbour(ip_address(r["ip"]), r["mac"]) for r in record["neighbours"]),
+        sysctls=tuple((name, value) for name, value in record["sysctls"]),
+    )
+
+
+def _route(record: dict[str, Any]) -> Route:
+    addresses = {name: ip_address(record[name]) if record[name] else None for name in ("via", "src")}
+    return Route(**record | addresses | {"dst": ip_network(record["dst"])})

@@ -1,0 +1,80 @@
+"""Taking an attachment back: after DEL and GC, after a failed ADD, and after one that was killed halfway.
+
+Each step tolerates that its object is gone already. The order is what keeps addresses unique: a lease is released only
+when no link can have the address any more, a record is forgotten only when nothing is left that it describes.
+"""
+
+from __future__ import annotations
+
+from cni import delegate, shim
+from cni.errors import CniError
+from cni.protocol import Call
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from ipaddress import IPv4Address, IPv6Address
+
+    from cni.attachment import Attachment, Key
+    from cni.config import NetConf
+    from cni.node import Node
+
+    Address = IPv4Address | IPv6Address
+
+
+def take_back(node: Node, attachment: Attachment, own_netns: bool = False) -> None:
+    """Remove all that a recorded attachment stands for; tries every step that is safe, then raises the first error."""
+    key = attachment.key
+    _remove_link(node, attachment, own_netns)
+    errors = _attempt(lambda: shim.detach(node, attachment), lambda: _release(node, attachment))
+    if not errors:
+        errors = _attempt(lambda: node.records.forget(key), lambda: shim.release(node, attachment))
+    if errors:
+        raise errors[0]
+
+
+def take_back_unknown(node: Node, key: Key, conf: NetConf, call: Call, ips: Iterable[Address]) -> None:
+    """Remove what may be left of an attachment without a record: the reference plugin made it, or the store was lost.
+
+    `ips` are those that prevResult tells.
+    """
+    found = set(ips)
+    with node.pod_if_there(call.netns, call.own_netns) as pod:
+        link = pod.namespace.link(key.ifname) if pod else None
+        if pod and link and link.kind == "macvlan" and link.alias in ("", key.alias):
+            found |= {address.ip for _, address in pod.namespace.addresses(link.index)}
+            pod.namespace.delete_link(link.index)
+    if conf.ipam:
+        leases = node.leases(conf.ipam.data_dir)
+        found |= set(leases.release(key.network, key.container_id, key.ifname, conf.ipam.cooldown_seconds))
+    shim.forget(node, found)
+    if conf.delegate:
+        delegate.delete(delegate.delegation(conf.delegate, conf.raw, call), call)
+
+
+def _remove_link(node: Node, attachment: Attachment, own_netns: bool) -> None:
+    wanted = attachment.sandbox.link
+    with node.pod_if_there(attachment.netns, own_netns, attachment.netns_id) as pod:
+        link = pod.namespace.child(wanted) if pod and wanted else None
+        if pod and link:
+            node.log.debug(f"ip link del {link.name}")
+            pod.namespace.delete_link(link.index)
+
+
+def _release(node: Node, attachment: Attachment) -> None:
+    key = attachment.key
+    if attachment.leasing:
+        leases = node.leases(attachment.leasing.data_dir)
+        leases.release(key.network, key.container_id, key.ifname, attachment.leasing.cooldown_seconds)
+    if attachment.delegate:
+        delegate.delete(attachment.delegate, Call("DEL", key.container_id, attachment.netns, key.ifname))
+
+
+def _attempt(*steps: Callable[[], None]) -> list[CniError]:
+    errors = []
+    for step in steps:
+        try:
+            step()
+        except CniError as error:
+            errors.append(error)
+    return errors
