@@ -132,7 +132,10 @@ class View:
 
 @frozen
 class SourceNat:
-    """DNATed traffic from or to the pods behind a shim gets this source, so that replies come back to the host."""
+    """DNATed traffic from or to the pods behind a shim gets this source, so that replies come back to the host.
+
+    Of several addresses of one family for one shim, the first decides.
+    """
 
     shim: str
     address: Address

@@ -12,7 +12,7 @@ from cni.attachment import Key, View, check_parent, plan, report
 from cni.diff import SetSysctl, diff
 from cni.errors import CniError, Differs, InvalidConfig, NotAvailable
 from cni.frozen import frozen, replace
-from cni.protocol import NEWEST, Result, merge, parse_result
+from cni.protocol import Result, merge, parse_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _clear_remains(node: Node, key: Key, call: Call) -> None:
 
 
 def _add_leased(node: Node, request: Request, undo: ExitStack) -> tuple[Attachment, Result]:
-    ipam = leasing.lease(node, request, undo) if request.conf.ipam else Result()
+    ipam = leasing.lease(node, request, request.conf.ipam, undo) if request.conf.ipam else Result()
     address = mac.choose(request.conf, request.key, [ip.address for ip in ipam.ips])
     attachment = _recorded(node, request, _planned(request, address, ipam), undo)
     shim.attach(node, attachment)
@@ -92,14 +92,14 @@ def _planned(request: Request, address: str, ipam: Result, delegation: Delegatio
 def _recorded(node: Node, request: Request, attachment: Attachment, undo: ExitStack) -> Attachment:
     """Write down what is wanted before the kernel is touched, so that whoever comes next can clear it."""
     node.records.put(attachment)
-    undo.callback(_undone, node, lambda: teardown.take_back(node, attachment, request.call.own_netns))
+    undo.callback(_undone, node, attachment, request.call.own_netns)
     return attachment
 
 
-def _undone(node: Node, step: Callable[[], None]) -> None:
+def _undone(node: Node, attachment: Attachment, own_netns: bool) -> None:
     """Undo after a failure: what cannot be undone now stays recorded for DEL and GC, and the first error counts."""
     try:
-        step()
+        teardown.take_back(node, attachment, own_netns)
     except CniError as error:
         node.log.error(f"undoing a failed ADD: {error.msg}; DEL or `shimlanctl gc` will finish it")
 
@@ -178,7 +178,7 @@ def status(node: Node, call: Call, conf: NetConf) -> None:
         if not conf.link_in_container:
             check_parent(conf, kernel.find_parent(conf, node.host))
         if conf.ipam and conf.status_reports_exhaustion:
-            leasing.check_room(node, conf)
+            leasing.check_room(node, conf.ipam)
     except CniError as error:
         raise NotAvailable(error.msg, error.details) from error
     if conf.delegate:
@@ -190,20 +190,22 @@ def collect(node: Node, call: Call, conf: NetConf) -> None:
     errors: list[CniError] = []
     if conf.valid_attachments is not None:
         valid = {Key(conf.name, container_id, ifname) for container_id, ifname in conf.valid_attachments}
-        errors += _collect_records(node, conf, valid)
-        errors += _attempt(lambda: leasing.collect(node, conf, valid)) if conf.ipam else []
+        for attachment in node.records.of_network(conf.name):
+            if attachment.key not in valid:
+                node.log.info(f"collecting {attachment.key.container_id} {attachment.key.ifname}")
+                errors += _attempt(teardown.take_back_locked, node, attachment.key)
+        if conf.ipam:
+            errors += _attempt(leasing.collect, node, conf.ipam, valid)
     if conf.delegate:
-        errors += _attempt(
-            lambda: delegate.forward(delegate.delegation(conf.delegate, conf.raw, call), "GC", call)
-        )
+        errors += _attempt(delegate.forward, delegate.delegation(conf.delegate, conf.raw, call), "GC", call)
     if errors:
-        raise type(errors[0])(errors[0].msg, "\n".join(error.msg for error in errors))
+        errors[0].details = "\n".join(error.msg for error in errors)
+        raise errors[0]
 
 
-def _collect_records(node: Node, conf: NetConf, valid: set[Key]) -> list[CniError]:
-    errors = []
-    for attachment in node.records.of_network(conf.name):
-        if attachment.key not in valid:
-            node.log.info(f"collecting {attachment.key.container_id}/{attachment.key.ifname}")
-            errors += _attempt(lambda stale=attachment: teardown.take_back_locked(node, stale))
-    return errors
+def _attempt(step: Callable[..., None], *arguments: object) -> list[CniError]:
+    try:
+        step(*arguments)
+    except CniError as error:
+        return [error]
+    return []

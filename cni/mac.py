@@ -1,4 +1,4 @@
-"""The MAC of a pod's link (`mac`, `macPolicy`), and a shim's relation to it: all of ours begin with 02 (local, unicast)."""
+"""The MAC of a pod's link (`mac`, `macPolicy`). All that we make up begin with 02: locally administered, unicast."""
 
 from __future__ import annotations
 

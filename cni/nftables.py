@@ -16,14 +16,14 @@ import struct
 from contextlib import contextmanager
 
 from cni import netlink
+from cni.attachment import SourceNat
 from cni.errors import KernelRefused
-from cni.frozen import frozen
 from cni.netlink import NETLINK_NETFILTER, Message, attribute, attribute_map, nest, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from ipaddress import IPv4Address, IPv6Address
+
 
 TABLE = "shimlan"
 CHAIN = "postrouting"
@@ -103,17 +103,6 @@ UNSUPPORTED = frozenset(
     {errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENOSYS}
 )
 ABSENT = frozenset({errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP})
-
-
-@frozen
-class SourceNat:
-    """What is DNATed and passes through `shim`, in either direction, leaves the host with source `address`.
-
-    Of several addresses of one family for one shim, the first decides.
-    """
-
-    shim: str
-    address: IPv4Address | IPv6Address
 
 
 def connect() -> netlink.Socket:

@@ -9,7 +9,18 @@ from __future__ import annotations
 import json
 from ipaddress import ip_address, ip_network
 
-from cni.attachment import Attachment, Delegation, InterfaceAddress, Key, Leasing, Link, Neighbour, Route, SourceNat, View
+from cni.attachment import (
+    Attachment,
+    Delegation,
+    InterfaceAddress,
+    Key,
+    Leasing,
+    Link,
+    Neighbour,
+    Route,
+    SourceNat,
+    View,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -33,6 +33,14 @@ def take_back(node: Node, attachment: Attachment, own_netns: bool = False) -> No
         raise errors[0]
 
 
+def take_back_locked(node: Node, key: Key) -> None:
+    """`take_back` of whatever is recorded for a key by now, for those who do not hold its lock."""
+    with node.locks.attachment(key):
+        attachment = node.records.find(key)
+        if attachment:
+            take_back(node, attachment)
+
+
 def take_back_unknown(node: Node, key: Key, conf: NetConf, call: Call, ips: Iterable[Address]) -> None:
     """Remove what may be left of an attachment without a record: the reference plugin made it, or the store was lost.
 

@@ -7,7 +7,6 @@ happens in a sandbox that the kernel clears away with this process.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ from cni.frozen import frozen
 PATIENCE = 3.0  # seconds for an answer that is claimed to come; it takes 1 ms
 SILENCE = 0.4  # seconds without an answer that are taken for "never"
 PORT = 8080
-LEASES = "leases"
 
 
 @frozen
@@ -66,7 +64,7 @@ MODES = (
     Mode("vepa, hairpin switch", {"mode": "vepa"}, siblings=True, host=True, hairpin=True),
     Mode("passthru", {"mode": "passthru"}, siblings=None, host=False, remark="(has the NIC for itself)"),
     Mode("bridge, shim: false", {"mode": "bridge", "shim": False}, siblings=True, host=False),
-    Mode("bridge", {"mode": "bridge"}, siblings=True, host=True, remark="<- shimlan"),
+    Mode("bridge", {"mode": "bridge"}, siblings=True, host=True, remark="← the default"),
 )
 
 
@@ -84,8 +82,7 @@ def run(args: argparse.Namespace) -> int:
         with Lab(args.plugin, directory=sandbox.SCRATCH) as lab:
             Demo(lab, narrator).tell()
     except (sandbox.NotAllowed, FileNotFoundError, CommandFailed, CniFailed) as error:
-        print(f"shimlanctl demo: {error}", file=sys.stderr)
-        return 1
+        narrator.fail(str(error))
     return _conclude(narrator, time.monotonic() - started)
 
 
@@ -98,7 +95,7 @@ class Demo:
         self.host, self.outside = lab.host, lab.outside
         self.a, self.b = lab.container("pod-a"), lab.container("pod-b")
         self.pod_macs: set[str] = set()
-        self.shim: Json = {}  # as the CNI result names it
+        self.shim = {"name": "shim", "mac": "no MAC"}  # as the CNI result has it
 
     def tell(self) -> None:
         """All of it, in order."""
@@ -118,18 +115,19 @@ class Demo:
     def the_lan(self) -> None:
         """The three machines, without any pod."""
         self.narrator.heading("A LAN, in namespaces of its own: your network is not touched")
-        self.narrator.quote(
-            "outside ------------- switch ------------- eth0 host\n"
-            f"{self.outside.address:<40}{self.host.address}\n"
-            f"{self.outside.address6:<40}{self.host.address6}"
+        self.narrator.say(
+            "outside ──────────── switch ──────────── eth0 host",
+            f"{self.outside.address:<41}{self.host.address}",
+            f"{self.outside.address6:<41}{self.host.address6}",
+            "",
         )
-        self.show_ways([Way("host - outside", self.host, self.outside)])
+        self.show_ways("ping", [Way("host → outside", self.host, self.outside)])
 
     def without_the_shim(self) -> None:
         """What everybody knows."""
         self.narrator.heading('Two pods on macvlans of eth0, the usual way ("shim": false)')
         self.attach(self.conflist(shim=False))
-        self.show_ways(self.ways(siblings=True, host=False))
+        self.show_ways("without the shim", self.ways(siblings=True, host=False))
         self.narrator.say("The host and its own pods cannot talk: that is macvlan, everywhere, today.")
         self.detach()
 
@@ -143,12 +141,11 @@ class Demo:
         self.narrator.say("", "shimlan ADD answers for pod-a, and likewise for pod-b:")
         self.narrator.json(self.a.result)
         self.narrator.say("")
-        self.show_ways(self.ways(siblings=True, host=True))
+        self.show_ways("with the shim", self.ways(siblings=True, host=True))
 
     def behind_the_scenes(self) -> None:
         """What a probe gets, and how it is done."""
-        with self.a.serve(PORT):
-            answer = self.host.fetch(self.a.address, PORT)
+        answer = self.fetched()
         self.narrator.command("host", f"curl http://{self.a.address}:{PORT}/     (as a kubelet's probe would)")
         self.narrator.quote(answer)
         self.narrator.claim("the pod sees the host's own address: no NAT", self.host.address in answer.split())
@@ -157,11 +154,19 @@ class Demo:
             self.narrator.command("host", command)
             self.narrator.quote(self.host.run(*command.split()).stdout)
 
+    def fetched(self) -> str:
+        """What the host gets from a server in pod-a."""
+        with self.a.serve(PORT):
+            try:
+                return self.host.fetch(self.a.address, PORT)
+            except OSError as error:
+                return f"no answer: {error}"
+
     def the_modes(self) -> None:
         """Who reaches whom in each mode of macvlan."""
         self.narrator.heading("Who reaches whom, mode by mode (IPv4)")
         self.detach()
-        columns = ("pod - pod", "pod - outside", "outside - pod", "pod - host", "host - pod")
+        columns = ("pod → pod", "pod → outside", "outside → pod", "pod → host", "host → pod")
         self.narrator.table("mode", columns, [(mode.name, self.try_mode(mode), mode.remark) for mode in MODES])
 
     def try_mode(self, mode: Mode) -> list[Cell]:
@@ -178,10 +183,9 @@ class Demo:
         self.narrator.heading("What the LAN saw of it")
         for family in (4, 6):
             self.outside.pings(self.host, family, wait=PATIENCE)
-        known = {entry.get("lladdr") for entry in self.outside.neighbours() if entry["dst"] in self.addresses_of_host()}
-        self.narrator.claim(
-            f"the outside machine knows the host by eth0's MAC, {self.host.mac}", known == {self.host.mac}
-        )
+        ours, eth0 = (self.host.address, self.host.address6), self.host.mac
+        known = {entry["lladdr"] for entry in self.outside.neighbours() if entry["dst"] in ours}
+        self.narrator.claim(f"the outside machine knows the host by the MAC of its eth0, {eth0}", known == {eth0})
 
     def what_the_lan_saw(self, frames: Sequence[Frame]) -> None:
         """The frames that left the host while all this went on."""
@@ -243,21 +247,23 @@ class Demo:
     def ways(self, siblings: bool | None, host: bool) -> list[Way]:
         """The ways of a pod to the others and back, claimed to be open or not."""
         return [
-            Way("pod - pod", self.a, self.b, siblings),
-            Way("pod - outside", self.a, self.outside),
-            Way("outside - pod", self.outside, self.a),
-            Way("pod - host", self.a, self.host, host),
-            Way("host - pod", self.host, self.a, host),
+            Way("pod → pod", self.a, self.b, siblings),
+            Way("pod → outside", self.a, self.outside),
+            Way("outside → pod", self.outside, self.a),
+            Way("pod → host", self.a, self.host, host),
+            Way("host → pod", self.host, self.a, host),
         ]
 
-    def show_ways(self, ways: Sequence[Way]) -> None:
+    def show_ways(self, title: str, ways: Sequence[Way]) -> None:
         """A table of ways, tried with both families."""
         cells = iter(_walk(ways, [4, 6]))
-        self.narrator.table("ping", ("IPv4", "IPv6"), [(way.name, (next(cells), next(cells)), "") for way in ways])
+        self.narrator.table(title, ("IPv4", "IPv6"), [(way.name, (next(cells), next(cells)), "") for way in ways])
 
     def conflist(self, **keys: Any) -> Json:
         """The pods' network, as a file for a runtime."""
-        conf = self.lab.conf(dual=True, **keys)
+        range4 = {"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.100"}
+        range6 = {"subnet": "2001:db8::/64", "rangeStart": "2001:db8::100"}
+        conf = self.lab.conf(dual=True, ipam={"ranges": [[range4], [range6]]}, **keys)
         plugin = {key: value for key, value in conf.items() if key not in ("cniVersion", "name")}
         return {"cniVersion": conf["cniVersion"], "name": conf["name"], "plugins": [plugin]}
 

@@ -76,10 +76,16 @@ class Narrator:
         self._write(f"  {mark} {sentence}")
         self._count(sentence, so)
 
+    def fail(self, reason: str) -> None:
+        """The story ends here."""
+        self._write("  " + self._paint(f"✘ {reason}", RED))
+        self._count(reason, False)
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell], str]]) -> None:
         """Rows of a name, cells and a remark; each cell is a claim."""
-        first = max(len(title), *(len(name) for name, _, _ in rows)) + 3
-        widths = [max(len(column), 3) + 3 for column in columns]
+        first = max(len(name) for name in (title, *(name for name, _, _ in rows))) + 3
+        texts = ([column, *(cells[index].text for _, cells, _ in rows)] for index, column in enumerate(columns))
+        widths = [max(map(len, column)) + 3 for column in texts]
         heads = "".join(column.ljust(width) for column, width in zip(columns, widths, strict=True))
         self._write(self._paint(f"  {title.ljust(first)}{heads}".rstrip(), DIM))
         for name, cells, remark in rows:
@@ -88,7 +94,7 @@ class Narrator:
             )
             self._write(f"  {name.ljust(first)}{marks}{remark}".rstrip())
             for column, cell in zip(columns, cells, strict=True):
-                self._count(f"{name}, {column}: {cell.text}", cell.so is cell.claimed)
+                self._count(f"{title}: {name}, {column}: {cell.text}", cell.so is cell.claimed)
 
     def _count(self, sentence: str, so: bool) -> None:
         self.claims += 1

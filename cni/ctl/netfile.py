@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
@@ -122,10 +122,14 @@ def _plugin_problems(plugin: dict[str, Any]) -> list[Problem]:
 
 
 def _with_schema(plugin: dict[str, Any], found: list[Problem], validator: Validator) -> list[Problem]:
+    by_both = merged(found, _schema_problems(plugin, validator))
+    return [problem for problem in by_both if not _comes_with_runtime(problem, plugin)]
+
+
+def merged(by_parser: list[Problem], by_schema: Iterable[Problem]) -> list[Problem]:
     """The parser's problems, and the schema's about values in which the parser sees nothing wrong."""
-    told = {problem.path[:length] for problem in found for length in range(len(problem.path) + 1)}
-    schema = [problem for problem in _schema_problems(plugin, validator) if problem.path not in told]
-    return [problem for problem in (*found, *schema) if not _comes_with_runtime(problem, plugin)]
+    told = {problem.path[:length] for problem in by_parser for length in range(len(problem.path) + 1)}
+    return [*by_parser, *(problem for problem in by_schema if problem.path not in told)]
 
 
 def _comes_with_runtime(problem: Problem, plugin: dict[str, Any]) -> bool:

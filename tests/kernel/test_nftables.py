@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 
 import pytest
@@ -22,17 +22,17 @@ pytestmark = pytest.mark.skipif(not shutil.which("nft"), reason="nft is not inst
 
 SHIM = "shim2"
 SERVICE = {4: "10.96.0.10", 6: "fd00:96::10"}
-OTHER_HOST_ADDRESS = {4: "169.254.20.10", 6: "fd00:20::10"}
 RULES = [SourceNat(SHIM, ip_address("192.0.2.10")), SourceNat(SHIM, ip_address("2001:db8::10"))]
-PORT = 8080
-HOST, OUTSIDE, POD_ITSELF, OTHER_POD = 8001, 8002, 8003, 8004
+HOST, OUTSIDE, POD_ITSELF, OTHER_POD, UNSERVED = 8001, 8002, 8003, 8004, 8005  # the service's ports
+SOCKETS = {4: socket.AF_INET, 6: socket.AF_INET6}
+DNAT_HOOKS = ("prerouting", "output")
 
 NO_CAPABILITY = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
 SOMEBODY_ELSES = """\
 table inet theirs {
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;
-		masquerade
+		ct status dnat masquerade
 	}
 }
 """
@@ -143,19 +143,37 @@ def test_many_at_once_end_with_the_right_table(lab: Lab) -> None:
 def test_a_missing_capability_is_named(lab: Lab) -> None:
     script = "from cni.nftables import connect, sync; sync(connect(), [])"
     done = lab.host.run(*NO_CAPABILITY, sys.executable, "-c", script, check=False)
-    assert 'KernelRefused: source NAT for shim.routes needs CAP_NET_ADMIN: grant it, or set "snat": false' in done.stderr
+    assert (
+        'KernelRefused: source NAT for shim.routes needs CAP_NET_ADMIN: grant it, or set "snat": false' in done.stderr
+    )
 
 
 class Services:
-    """A host with a shim, as the plugin makes it, two pods behind it, and a service with four backends."""
+    """A host with a shim, as the plugin makes it, two pods behind it, and a service with four backends.
 
-    def __init__(self, lab: Lab) -> None:
+    The service has a port for each backend; the same ports of the host's own addresses lead there too.
+    """
+
+    def __init__(self, lab: Lab, undo: ExitStack) -> None:
         self.lab = lab
         self.host = lab.host
         self._shim()
         self.pod = self._pod("pod", "192.0.2.100", "2001:db8::100")
         self.other = self._pod("other", "192.0.2.101", "2001:db8::101")
-        self.host.run("nft", "-f", "-", input=self._services())
+        backends = {HOST: self.host, OUTSIDE: lab.outside, POD_ITSELF: self.pod, OTHER_POD: self.other}
+        for port, backend in backends.items():
+            undo.enter_context(backend.serve(port))
+        self.host.run("nft", "-f", "-", input=self._translations({**backends, UNSERVED: self.other}))
+
+    @contextmanager
+    def masquerading(self) -> Iterator[None]:
+        """Somebody masquerades as kube-proxy does, on a host with an address that pods know nothing of."""
+        unknown = ("address", "169.254.20.10/32", "dev", "lo")
+        self.host.ip(unknown[0], "add", *unknown[1:])
+        self.host.run("nft", "-f", "-", input=SOMEBODY_ELSES)
+        yield
+        self.host.run("nft", "delete", "table", "inet", "theirs")
+        self.host.ip(unknown[0], "del", *unknown[1:])
 
     def _shim(self) -> None:
         for name in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"):
@@ -167,44 +185,44 @@ class Services:
 
     def _pod(self, label: str, *addresses: str) -> Node:
         pod = self.lab.netns(label)
-        self.host.ip("link", "add", "eth0", "netns", pod.name, "link", "eth0", "type", "macvlan", "mode", "bridge")
-        shim_mac, pod_mac = self.host.link(SHIM)["address"], pod.mac
-        for address, host, service in zip(addresses, RULES, SERVICE.values(), strict=True):
-            length = host.address.max_prefixlen
-            self.host.ip_batch(
-                f"neigh replace {address} lladdr {pod_mac} dev {SHIM} nud permanent",
-                f"route replace {address}/{length} dev {SHIM} src {host.address}",
-            )
-            pod.ip_batch(
-                f"address add {address}/{24 if length == 32 else 64} dev eth0" + (" nodad" if length == 128 else ""),
-                "link set eth0 up",
-                f"route add {host.address}/{length} dev eth0",
-                f"neigh replace {host.address} lladdr {shim_mac} dev eth0 nud permanent",
-                f"route add {service}/{length} via {host.address}",
-            )
         pod.address, pod.address6 = addresses
+        self.host.ip("link", "add", "eth0", "netns", pod.name, "link", "eth0", "type", "macvlan", "mode", "bridge")
+        pod.ip_batch(
+            f"address add {pod.address}/24 dev eth0",
+            f"address add {pod.address6}/64 dev eth0 nodad",
+            "link set eth0 up",
+        )
+        for family, length in ((4, 32), (6, 128)):
+            self._introduce(pod, family, length)
         return pod
 
-    def _services(self) -> str:
-        backends = {OUTSIDE: self.lab.outside, POD_ITSELF: self.pod, OTHER_POD: self.other, HOST: self.host}
-        lines = ["table inet services { chain prerouting { type nat hook prerouting priority dstnat;"]
-        for family, proto in ((4, "ip"), (6, "ip6")):
-            for port, backend in backends.items():
-                where = backend.where(family)
-                target = f"{where}:{PORT}" if family == 4 else f"[{where}]:{PORT}"
-                lines.append(f"{proto} daddr {SERVICE[family]} tcp dport {port} dnat {proto} to {target}")
-                lines.append(f"{proto} daddr {self.host.where(family)} tcp dport {port} dnat {proto} to {target}")
-        return "\n".join([*lines, "}", "}"])
+    def _introduce(self, pod: Node, family: int, length: int) -> None:
+        host, address = self.host.where(family), pod.where(family)
+        self.host.ip_batch(
+            f"neigh replace {address} lladdr {pod.mac} dev {SHIM} nud permanent",
+            f"route replace {address}/{length} dev {SHIM} src {host}",
+        )
+        pod.ip_batch(
+            f"route add {host}/{length} dev eth0",
+            f"neigh replace {host} lladdr {self.host.link(SHIM)['address']} dev eth0 nud permanent",
+            f"route add {SERVICE[family]}/{length} via {host}",
+        )
+
+    def _translations(self, backends: dict[int, Node]) -> str:
+        rules = ""
+        for port, backend in backends.items():
+            for family, proto in ((4, "ip"), (6, "ip6")):
+                called = f"{SERVICE[family]}, {self.host.where(family)}"
+                rules += f"{proto} daddr {{ {called} }} tcp dport {port} dnat {proto} to {backend.where(family)}\n"
+        chains = (f"chain {hook} {{\ntype nat hook {hook} priority -100;\n{rules}}}\n" for hook in DNAT_HOOKS)
+        return f"table inet services {{\n{''.join(chains)}}}\n"
 
 
 @pytest.fixture(scope="module")
 def services() -> Iterator[Services]:
-    """Services whose backends all listen."""
-    with Lab() as lab, ExitStack() as listening:
-        services = Services(lab)
-        for backend in (services.host, services.pod, services.other, lab.outside):
-            listening.enter_context(backend.serve(PORT))
-        yield services
+    """The services, and no rules of ours."""
+    with Lab() as lab, ExitStack() as undo:
+        yield Services(lab, undo)
 
 
 @pytest.fixture
@@ -223,9 +241,7 @@ families = pytest.mark.parametrize("family", [4, 6])
 
 @families
 @pytest.mark.parametrize(("port", "backend"), FROM_PODS)
-def test_a_pod_reaches_a_service(
-    services: Services, translated: Socket, family: int, port: int, backend: str
-) -> None:
+def test_a_pod_reaches_a_service(services: Services, translated: Socket, family: int, port: int, backend: str) -> None:
     seen = services.pod.fetch(SERVICE[family], port)
     assert seen == f"{backend} sees {services.host.where(family)}"
 
@@ -237,9 +253,7 @@ def test_without_our_rules_the_answer_is_lost(services: Services, family: int, p
 
 
 @families
-def test_a_service_of_the_host_sees_the_pods_own_address(
-    services: Services, translated: Socket, family: int
-) -> None:
+def test_a_service_of_the_host_sees_the_pods_own_address(services: Services, translated: Socket, family: int) -> None:
     assert services.pod.fetch(SERVICE[family], HOST) == f"host sees {services.pod.where(family)}"
 
 
@@ -259,14 +273,50 @@ def test_without_our_rules_the_lan_does_not(services: Services, family: int, por
 
 
 @families
-def test_connections_without_dnat_keep_their_source(services: Services, translated: Socket, family: int) -> None:
-    services.pod.ip("route", "add", f"{SERVICE[family]}9", "via", services.host.where(family))
-
-
-@families
 @pytest.mark.parametrize(("port", "backend"), FROM_PODS)
 def test_the_hosts_own_connections_to_a_service(
     services: Services, translated: Socket, family: int, port: int, backend: str
 ) -> None:
-    seen = services.host.fetch(SERVICE[family], port)
-    assert seen == f"{backend} sees {services.host.where(family)}"
+    assert services.host.fetch(SERVICE[family], port) == f"{backend} sees {services.host.where(family)}"
+
+
+@families
+def test_what_is_not_from_or_to_a_pod_through_dnat_keeps_its_source(
+    services: Services, translated: Socket, family: int
+) -> None:
+    sync(translated, [SourceNat(SHIM, ip_address("198.51.100.1")), SourceNat(SHIM, ip_address("2001:db8:1::1"))])
+    host = services.host.where(family)
+    assert services.host.fetch(services.pod.where(family), POD_ITSELF) == f"pod sees {host}"
+    assert services.host.fetch(SERVICE[family], OUTSIDE) == f"outside sees {host}"
+
+
+@families
+@pytest.mark.parametrize(("port", "backend"), FROM_PODS)
+def test_we_translate_before_a_masquerade(
+    services: Services, translated: Socket, family: int, port: int, backend: str
+) -> None:
+    # For the shim, which has no address, masquerade takes the first of the host: here one that pods cannot answer.
+    with services.masquerading():
+        assert services.pod.fetch(SERVICE[family], port) == f"{backend} sees {services.host.where(family)}"
+
+
+@families
+def test_open_connections_survive_a_replacement(services: Services, translated: Socket, family: int) -> None:
+    backend = (services.other.where(family), UNSERVED)
+    service = (SERVICE[family], UNSERVED)
+    with (
+        services.other.inside(lambda: socket.create_server(backend, family=SOCKETS[family])) as listener,
+        services.pod.inside(lambda: socket.create_connection(service, timeout=2)) as client,
+        listener.accept()[0] as server,
+    ):
+        for rules in ([*RULES, SourceNat("shim7", RULES[0].address)], RULES[:1], [], RULES):
+            assert sync(translated, rules)
+            assert echoed(client, server)
+            assert echoed(server, client)
+
+
+def echoed(sender: socket.socket, receiver: socket.socket) -> bool:
+    """Whether what one end of a connection says is heard at the other."""
+    receiver.settimeout(2)
+    sender.sendall(b"hello")
+    return receiver.recv(5) == b"hello"

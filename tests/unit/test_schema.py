@@ -1,7 +1,8 @@
 """The published schema and the parser say the same.
 
 Structural problems (kind, words, bounds, patterns, required keys) are told by both. Semantic ones, which need more than
-one value or arithmetic to be seen, are told by the parser alone; SEMANTIC is the list of them.
+one value or arithmetic to be seen, are told by the parser alone; SEMANTIC is the list of them. Two more things that a schema cannot say well are kept out of the values tried
+here: that 1.0 is no whole number, and what an IPv6 address may be that ends like an IPv4 one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cni
@@ -35,13 +36,9 @@ SEMANTIC = (
     "at least one range of addresses is needed",
     "is reserved twice",
     "is a gateway",
-    # JSON Schema takes 1.0 for a whole number.
-    ".0",
     # What a file name or the kernel cannot take: NUL, half a surrogate pair, more bytes than characters.
     "holds a character that no name can have",
     "bytes are allowed",
-    # The schema's pattern of an IPv6 address is a rough one.
-    ":",
 )
 
 BASES = st.sampled_from([FULL, DUAL_STACK, MINIMAL, {**FULL, "ipam": {"type": "host-local", "ranges": 5}}])
@@ -89,6 +86,17 @@ WORDS = [
 ]
 ADDRESSES = [
     *("10.0.0.3", "10.0.0.300", "10.0.0.03", "10.0.0", "10.0.0.0/24", "10.0.0.0/33", "10.0.0.0/024", "10.0.0.0/"),
+    *(
+        "1:2:3:4:5:6:7:8",
+        "1:2:3:4:5:6:7::",
+        "::2:3:4:5:6:7:8",
+        "1:2:3::5:6:7:8:9",
+        "1::2::3",
+        "1:::3",
+        ":1",
+        "12345::",
+        "::",
+    ),
     *("fd00::3", "fd00::/64", "fd00::/129", "10.0.0.0/31", "fd00::/127", "0.0.0.0/0", "10.0.0.5/32"),
     *("02:00:00:00:00:01", "02-AA-bb-00-00-01", "01:00:00:00:00:01", "00:00:00:00:00:00", "02:00:00:00:00", "0g:0"),
 ]
@@ -97,7 +105,7 @@ VALUES = st.sampled_from([*SIMPLE, *WORDS, *ADDRESSES, *CONTAINERS])
 
 
 def is_semantic(problem: Problem) -> bool:
-    return any(phrase in problem.text for phrase in SEMANTIC[:-1])
+    return any(phrase in problem.text for phrase in SEMANTIC)
 
 
 @settings(max_examples=600)
@@ -113,8 +121,7 @@ def test_structural_problems_are_told_by_both(base: dict[str, Any], data: st.Dat
 @given(BASES, st.data(), JSON)
 def test_what_the_parser_takes_the_schema_takes(base: dict[str, Any], data: st.DataObject, value: object) -> None:
     raw = changed(base, data.draw(st.sampled_from(places(base))), value)
-    assume(not config.check(raw))
-    VALIDATOR.validate(raw)
+    assert config.check(raw) or VALIDATOR.is_valid(raw)
 
 
 @settings(max_examples=300)

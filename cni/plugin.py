@@ -1,0 +1,105 @@
+"""The executable `shimlan`: the only place with environment, standard streams and exit status.
+
+Reads the call, picks the story, prints the result or the error. Everything that can go wrong ends as a CNI error on
+stdout; tracebacks go to the log.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+
+from cni import __version__, protocol
+from cni.errors import CniError, Internal, IOFailure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, BinaryIO, TextIO
+
+    from cni.protocol import Call
+
+ABOUT = f"CNI plugin shimlan {__version__}: pods on the LAN by macvlan, reachable from their host"
+
+
+def main(environ: Mapping[str, str], stdin: BinaryIO, stdout: TextIO, stderr: TextIO) -> int:
+    """Serve one call; returns the exit status (spec, section "Error": 1 with an error on stdout)."""
+    if not environ.get("CNI_COMMAND"):
+        print(f"{ABOUT}\nCNI versions: {', '.join(protocol.VERSIONS)}", file=stderr)
+        return 0
+    version = protocol.NEWEST
+    try:
+        call = protocol.parse_environ(environ)
+        conf = _read(stdin, call)
+        if conf.get("cniVersion") in protocol.VERSIONS:
+            version = str(conf["cniVersion"])
+        answer = _serve(call, conf, stderr)
+    except CniError as error:
+        answer, status = protocol.error_answer(error, version), 1
+    except Exception as error:  # noqa: BLE001  (the runtime gets an answer whatever happens)
+        answer, status = protocol.error_answer(_bug(error, stderr), version), 1
+    else:
+        status = 0
+    if answer is not None:
+        json.dump(answer, stdout)
+        stdout.write("\n")
+    return status
+
+
+def run() -> None:
+    """The console entry: serve the call of this process and leave without the interpreter's own clean-up (2 ms)."""
+    gc.disable()
+    status = main(os.environ, sys.stdin.buffer, sys.stdout, sys.stderr)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        status = 1
+    os._exit(status)
+
+
+def _read(stdin: BinaryIO, call: Call) -> dict[str, Any]:
+    try:
+        data = stdin.read(protocol.MAX_STDIN + 1)
+    except OSError as error:
+        raise IOFailure(f"stdin: cannot read the network configuration: {error.strerror}") from error
+    try:
+        return protocol.decode(data)
+    except CniError:
+        if call.command == "VERSION":  # some runtimes send nothing, and the answer does not depend on it
+            return {}
+        raise
+
+
+def _serve(call: Call, raw: dict[str, Any], stderr: TextIO) -> dict[str, Any] | None:
+    if call.command == "VERSION":
+        return protocol.version_answer(raw)
+    version = protocol.version_of(raw)
+    # VERSION is asked often, and answered without what follows.
+    from cni import commands, config
+    from cni.log import Log
+    from cni.node import Node
+
+    parse = config.parse_for_delete if call.command in ("DEL", "GC") else config.parse
+    conf = parse(raw, call.args or {})
+    context = f"{call.command} {conf.name} {call.container_id[:13]} {call.ifname}".rstrip() + ": "
+    node = Node(conf.data_dir, Log(stderr, conf.log_level, conf.log_file, context))
+    if call.command == "ADD":
+        return protocol.render_result(commands.add(node, call, conf), version)
+    stories = {
+        "DEL": commands.delete,
+        "CHECK": commands.check,
+        "STATUS": commands.status,
+        "GC": commands.collect,
+    }
+    stories[call.command](node, call, conf)
+    return None
+
+
+def _bug(error: Exception, stderr: TextIO) -> CniError:
+    import traceback  # only for what must not happen
+
+    traceback.print_exception(error, file=stderr)
+    return Internal(f"internal error: {type(error).__name__}: {error}; please report it with the log of the runtime")
