@@ -59,6 +59,8 @@ class Locks:
             _acquire(fd, byte, what)
             yield
         finally:
+            # Closing alone would leave the lock to a child process that sits out a link's deletion.
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
             os.close(fd)
 
 

@@ -16,7 +16,6 @@ import struct
 from contextlib import contextmanager
 
 from cni import netlink
-from cni.attachment import SourceNat
 from cni.errors import KernelRefused
 from cni.netlink import NETLINK_NETFILTER, Message, attribute, attribute_map, nest, text
 
@@ -24,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from cni.attachment import SourceNat
 
 TABLE = "shimlan"
 CHAIN = "postrouting"
@@ -35,7 +35,8 @@ NFPROTO_IPV6 = 10
 NF_INET_POST_ROUTING = 4
 NF_ACCEPT = 1
 # One before srcnat (100), where kube-proxy masquerades: it would take the first address of the host in device order,
-# which need not be one that pods send to the shim. The first chain to translate a connection decides.
+# which need not be one that pods send to the shim. The first chain to translate a connection decides, and of equal
+# priority that is the one registered last.
 PRIORITY = 99
 
 NFNL_SUBSYS_NFTABLES = 10
@@ -96,13 +97,16 @@ IPS_DST_NAT = 1 << 5  # include/uapi/linux/netfilter/nf_conntrack_common.h
 IFNAMSIZ = 16
 UDATA_CHAIN_COMMENT = 0  # libnftnl's NFTNL_UDATA_CHAIN_COMMENT, a (type, length, value) of one octet each and text
 
+NLM_F_APPEND = 0x800  # include/uapi/linux/netlink.h
+NFGENMSG = struct.pack("!BBH", NFPROTO_INET, 0, 0)
+TABLE_NAME = text(NFTA_TABLE_NAME, TABLE)
+CHAIN_NAME = text(NFTA_CHAIN_TABLE, TABLE) + text(NFTA_CHAIN_NAME, CHAIN)
+
 LAYOUT = 1  # part of the fingerprint: raise it with every change of the rules' form, so that nodes replace old ones
 
 # Without nf_tables nfnetlink answers EINVAL or EOPNOTSUPP; without the chain type or an expression of ours, ENOENT.
-UNSUPPORTED = frozenset(
-    {errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENOSYS}
-)
 ABSENT = frozenset({errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP})
+UNSUPPORTED = ABSENT | {errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT}
 
 
 def connect() -> netlink.Socket:
@@ -276,9 +280,3 @@ def _data(kind: int, value: bytes) -> bytes:
 def _be32(kind: int, value: int) -> bytes:
     """An attribute holding a 32-bit number in network order, as all of nftables' numbers are."""
     return attribute(kind, struct.pack("!I", value))
-
-
-NLM_F_APPEND = 0x800  # include/uapi/linux/netlink.h
-NFGENMSG = struct.pack("!BBH", NFPROTO_INET, 0, 0)
-TABLE_NAME = text(NFTA_TABLE_NAME, TABLE)
-CHAIN_NAME = text(NFTA_CHAIN_TABLE, TABLE) + text(NFTA_CHAIN_NAME, CHAIN)

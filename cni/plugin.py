@@ -16,18 +16,31 @@ from cni.errors import CniError, Internal, IOFailure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any, BinaryIO, TextIO
 
     from cni.protocol import Call
 
+    Main = Callable[[Mapping[str, str], BinaryIO, TextIO, TextIO], int]
+    Serve = Callable[[Call, dict[str, Any], TextIO], dict[str, Any] | None]
+
 ABOUT = f"CNI plugin shimlan {__version__}: pods on the LAN by macvlan, reachable from their host"
 
 
-def main(environ: Mapping[str, str], stdin: BinaryIO, stdout: TextIO, stderr: TextIO) -> int:
-    """Serve one call; returns the exit status (spec, section "Error": 1 with an error on stdout)."""
+def main(
+    environ: Mapping[str, str],
+    stdin: BinaryIO,
+    stdout: TextIO,
+    stderr: TextIO,
+    about: str = ABOUT,
+    serve: Serve | None = None,
+) -> int:
+    """Serve one call; returns the exit status (spec, section "Error": 1 with an error on stdout).
+
+    `about` and `serve` are another plugin's that lives in the same frame.
+    """
     if not environ.get("CNI_COMMAND"):
-        print(f"{ABOUT}\nCNI versions: {', '.join(protocol.VERSIONS)}", file=stderr)
+        print(f"{about}\nCNI versions: {', '.join(protocol.VERSIONS)}", file=stderr)
         return 0
     version = protocol.NEWEST
     try:
@@ -35,7 +48,7 @@ def main(environ: Mapping[str, str], stdin: BinaryIO, stdout: TextIO, stderr: Te
         conf = _read(stdin, call)
         if conf.get("cniVersion") in protocol.VERSIONS:
             version = str(conf["cniVersion"])
-        answer = _serve(call, conf, stderr)
+        answer = (serve or _serve)(call, conf, stderr)
     except CniError as error:
         answer, status = protocol.error_answer(error, version), 1
     except Exception as error:  # noqa: BLE001  (the runtime gets an answer whatever happens)
@@ -48,7 +61,7 @@ def main(environ: Mapping[str, str], stdin: BinaryIO, stdout: TextIO, stderr: Te
     return status
 
 
-def run() -> None:
+def run(main: Main = main) -> None:
     """The console entry: serve the call of this process and leave without the interpreter's own clean-up (2 ms)."""
     gc.disable()
     status = main(os.environ, sys.stdin.buffer, sys.stdout, sys.stderr)
@@ -82,7 +95,7 @@ def _serve(call: Call, raw: dict[str, Any], stderr: TextIO) -> dict[str, Any] | 
     from cni.log import Log
     from cni.node import Node
 
-    parse = config.parse_for_delete if call.command in ("DEL", "GC") else config.parse
+    parse = config.parse_for_delete if call.command == "DEL" else config.parse
     conf = parse(raw, call.args or {})
     context = f"{call.command} {conf.name} {call.container_id[:13]} {call.ifname}".rstrip() + ": "
     node = Node(conf.data_dir, Log(stderr, conf.log_level, conf.log_file, context))

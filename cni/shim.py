@@ -81,7 +81,10 @@ def is_shim(link: Link) -> bool:
 
 
 def sync_source_nat(node: Node) -> None:
-    """Make the nftables table hold what the recorded attachments need, and nothing else."""
+    """Make the nftables table hold what the recorded attachments need, and nothing else.
+
+    Called only for attachments that need it or did, so that a kernel without nftables serves all others.
+    """
     with nftables.connect() as socket:
         if nftables.in_place(socket, _source_nat(node)):
             return
@@ -95,8 +98,9 @@ def source_nat_in_place(node: Node) -> bool:
         return nftables.in_place(socket, _source_nat(node))
 
 
-def _source_nat(node: Node) -> set[SourceNat]:
-    return {rule for attachment in node.records.all() for rule in attachment.source_nat}
+def _source_nat(node: Node) -> list[SourceNat]:
+    """Newest attachment first: after a change of the host's address the present one decides."""
+    return [rule for attachment in reversed(node.records.all()) for rule in attachment.source_nat]
 
 
 def _ensure(node: Node, wanted: View) -> bool:

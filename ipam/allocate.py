@@ -104,6 +104,11 @@ class Usage:
     conflict: int
     excluded: int
 
+    @property
+    def free(self) -> int:
+        """How many addresses can be handed out, those that cool down still included."""
+        return self.size - self.held - self.conflict - self.excluded
+
 
 def allocate(pools: tuple[Pool, ...], claim: Claim, ledger: Ledger) -> tuple[LeasedAddress, ...]:
     """One address of each pool, in the order of the pools; those that the claimant holds already stay its own.

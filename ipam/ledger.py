@@ -36,7 +36,11 @@ class Lease:
 
 
 class Ledger:
-    """See `ipam.allocate.Ledger`. `now` is CLOCK_BOOTTIME in seconds, `parent` "" when unknown."""
+    """What `ipam.allocate.Ledger` promises, and more.
+
+    Statements name their index: left to itself, SQLite may find reading a whole network cheaper than a lookup.
+    `now` is CLOCK_BOOTTIME in seconds, `parent` "" when unknown.
+    """
 
     def __init__(
         self,
@@ -118,7 +122,8 @@ class Ledger:
     def held_by(self, claim: Claim) -> tuple[int, ...]:
         """The addresses that the claimant holds already."""
         rows = self._connection.execute(
-            "SELECT address FROM leases WHERE network = ? AND container_id = ? AND ifname = ? AND state = 'held'"
+            "SELECT address FROM leases INDEXED BY leases_by_holder"
+            " WHERE network = ? AND container_id = ? AND ifname = ? AND state = 'held'"
             " ORDER BY address",
             (self.network, claim.container_id, claim.ifname),
         )
@@ -153,7 +158,8 @@ class Ledger:
     def remembered(self, claim: Claim) -> tuple[int, ...]:
         """Released addresses that the claimant's pod had, those of the same interface and the last one first."""
         rows = self._connection.execute(
-            "SELECT address FROM leases WHERE network = ? AND pod = ? AND state = 'released' AND sticky = 1"
+            "SELECT address FROM leases INDEXED BY leases_remembered"
+            " WHERE network = ? AND pod = ? AND state = 'released' AND sticky = 1"
             " ORDER BY ifname <> ?, free_at DESC",
             (self.network, claim.pod, claim.ifname),
         )
@@ -210,13 +216,13 @@ class Ledger:
         for span in spans:
             identifier, _ = self._ranges[span]
             candidates += self._connection.execute(
-                "SELECT free_at, address FROM leases"
+                "SELECT free_at, address FROM leases INDEXED BY leases_released"
                 " WHERE range_id = ? AND state = 'released' AND sticky = ? AND free_at <= ?"
                 " ORDER BY free_at, address LIMIT 1",
                 (identifier, sticky, until),
             ).fetchall()
             candidates += self._connection.execute(
-                "SELECT free_at, address FROM leases"
+                "SELECT free_at, address FROM leases INDEXED BY leases_in_conflict"
                 " WHERE range_id = ? AND state = 'conflict' AND free_at <= ? ORDER BY free_at, address LIMIT 1",
                 (identifier, self._now),
             ).fetchall()
@@ -272,7 +278,7 @@ class Ledger:
         """Let the claimant's addresses cool down; returns them."""
         if held := self.held_by(claim):
             self._connection.execute(
-                "UPDATE leases SET state = 'released', free_at = ?"
+                "UPDATE leases INDEXED BY leases_by_holder SET state = 'released', free_at = ?"
                 " WHERE network = ? AND container_id = ? AND ifname = ? AND state = 'held'",
                 (self._now + cooldown, self.network, claim.container_id, claim.ifname),
             )
@@ -300,7 +306,8 @@ class Ledger:
         identifier, _ = self._ranges[span]
         for sticky, until in ((False, self._now), (True, self._now - REMEMBER_SECONDS)):
             rows = self._connection.execute(
-                "SELECT address FROM leases WHERE range_id = ? AND state = 'released' AND sticky = ? AND free_at <= ?"
+                "SELECT address FROM leases INDEXED BY leases_released"
+                " WHERE range_id = ? AND state = 'released' AND sticky = ? AND free_at <= ?"
                 " ORDER BY free_at LIMIT ?",
                 (identifier, sticky, until, PRUNE_AT_ONCE),
             ).fetchall()

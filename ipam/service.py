@@ -1,16 +1,17 @@
-"""From leases to an IPAM result: the part that the executable and the in-process path share."""
+"""What shimlan in-process and the executable shimlan-ipam do alike: results of allocations, room, collection."""
 
 from __future__ import annotations
 
-from cni.errors import IOFailure
+from cni.errors import CniError, IOFailure, NotAvailable
 from cni.protocol import IpConfig, Result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Set
     from typing import Any
 
     from ipam.config import IpamConf
-    from ipam.store import Allocation
+    from ipam.store import Allocation, LeaseStore
 
 
 def result_of(conf: IpamConf, allocation: Allocation) -> Result:
@@ -38,3 +39,25 @@ def dns_of(path: str) -> dict[str, Any]:
         elif keyword in ("search", "options"):
             dns.setdefault(keyword, []).extend(values)
     return dns
+
+
+def check_room(leases: LeaseStore, conf: IpamConf) -> None:
+    """Raise NotAvailable when a pool has no address left, whether at once or after a cooldown."""
+    usages = iter(leases.usage(conf))
+    for pool in conf.pools:
+        ranges = [next(usages) for _ in pool]
+        if not any(usage.free for usage in ranges):
+            names = ", ".join(f"{usage.start}-{usage.end}" for usage in ranges)
+            raise NotAvailable(f"network {conf.network} has no free address in {names}")
+
+
+def collect(leases: LeaseStore, conf: IpamConf, valid: Set[tuple[str, str]]) -> list[CniError]:
+    """Release what interfaces hold that are not among the valid (containerID, ifname)s; the errors on the way."""
+    held = {(lease.container_id, lease.ifname) for lease in leases.leases(conf.network) if lease.state == "held"}
+    errors = []
+    for container_id, ifname in sorted(held - valid):
+        try:
+            leases.release(conf.network, container_id, ifname, conf.cooldown_seconds)
+        except CniError as error:
+            errors.append(error)
+    return errors

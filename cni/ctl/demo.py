@@ -7,10 +7,12 @@ happens in a sandbox that the kernel clears away with this process.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 from cni.ctl import sandbox
@@ -19,11 +21,23 @@ from cni.ctl.lab import CniFailed, Lab, Node, missing_tools
 from cni.ctl.narrator import Cell, Narrator
 from cni.ctl.node import CommandFailed
 from cni.ctl.runtime import Json
+from cni.database import Database, boot_id
 from cni.frozen import frozen
+from cni.state import Records
+from ipam.store import LeaseStore
 
 PATIENCE = 3.0  # seconds for an answer that is claimed to come; it takes 1 ms
 SILENCE = 0.4  # seconds without an answer that are taken for "never"
 PORT = 8080
+SERVICE = "10.96.0.10"  # a ClusterIP
+SERVICES = "10.96.0.0/12"  # the usual service network of Kubernetes
+KUBE_PROXY = f"""
+table ip proxy {{
+  chain prerouting {{
+    type nat hook prerouting priority dstnat
+    ip daddr {SERVICE} tcp dport 80 dnat to %s
+  }}
+}}"""
 
 
 @frozen
@@ -83,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
             Demo(lab, narrator).tell()
     except (sandbox.NotAllowed, FileNotFoundError, CommandFailed, CniFailed) as error:
         narrator.fail(str(error))
+    except KeyboardInterrupt:
+        return 130  # as a shell reports SIGINT
     return _conclude(narrator, time.monotonic() - started)
 
 
@@ -105,6 +121,7 @@ class Demo:
             self.without_the_shim()
             self.with_the_shim()
             self.behind_the_scenes()
+            self.a_service()
             self.the_modes()
             self.attach(self.conflist())
             self.what_the_outside_machine_knows()
@@ -128,7 +145,7 @@ class Demo:
         self.narrator.heading('Two pods on macvlans of eth0, the usual way ("shim": false)')
         self.attach(self.conflist(shim=False))
         self.show_ways("without the shim", self.ways(siblings=True, host=False))
-        self.narrator.say("The host and its own pods cannot talk: that is macvlan, everywhere, today.")
+        self.narrator.say("The host and its own pods cannot talk: that is macvlan as it comes.")
         self.detach()
 
     def with_the_shim(self) -> None:
@@ -144,30 +161,61 @@ class Demo:
         self.show_ways("with the shim", self.ways(siblings=True, host=True))
 
     def behind_the_scenes(self) -> None:
-        """What a probe gets, and how it is done."""
-        answer = self.fetched()
+        """How it is done."""
+        self.narrator.heading("How: a macvlan for the host, without address and ARP; a route and a neighbour per pod")
+        shim = self.shim["name"]
+        for node, command in (
+            (self.host, f"ip -br link show {shim}"),
+            (self.host, f"ip route show dev {shim}"),
+            (self.host, f"ip neigh show dev {shim}"),
+            (self.a, "ip neigh show nud permanent"),
+        ):
+            self.quote(node, command)
+        answer = self.fetched(self.host, self.a, self.a.address, PORT)
         self.narrator.command("host", f"curl http://{self.a.address}:{PORT}/     (as a kubelet's probe would)")
         self.narrator.quote(answer)
-        self.narrator.claim("the pod sees the host's own address: no NAT", self.host.address in answer.split())
-        shim = self.shim["name"]
-        for command in (f"ip -br link show {shim}", f"ip route show dev {shim}", f"ip neigh show dev {shim}"):
-            self.narrator.command("host", command)
-            self.narrator.quote(self.host.run(*command.split()).stdout)
+        self.narrator.claim("the host asks with its own address: no NAT", answer == f"pod-a sees {self.host.address}")
 
-    def fetched(self) -> str:
-        """What the host gets from a server in pod-a."""
-        with self.a.serve(PORT):
+    def a_service(self) -> None:
+        """A ClusterIP, which kube-proxy on the host would translate; here nft plays its part."""
+        if not shutil.which("nft"):
+            return
+        self.narrator.heading(f'A service behind a ClusterIP ("shim": {{"routes": ["{SERVICES}"]}})')
+        self.detach()
+        self.attach(self.conflist(shim={"routes": [SERVICES]}))
+        self.host.sysctl("net.ipv4.ip_forward", 1)
+        self.host.run("nft", KUBE_PROXY % f"{self.b.address}:{PORT}")
+        answer = self.fetched(self.a, self.b, SERVICE, 80)
+        self.narrator.command("pod-a", f"curl http://{SERVICE}/     (the host sends it to pod-b, port {PORT})")
+        self.narrator.quote(answer)
+        self.narrator.claim("the answer comes back through the host", answer == f"pod-b sees {self.host.address}")
+        self.quote(self.host, "nft list table inet shimlan")
+        self.host.run("nft", "delete table ip proxy")
+
+    def fetched(self, client: Node, server: Node, address: str, port: int) -> str:
+        """What a client gets at an address behind which a server listens on PORT."""
+        with server.serve(PORT):
             try:
-                return self.host.fetch(self.a.address, PORT)
+                return client.fetch(address, port, PATIENCE)
             except OSError as error:
                 return f"no answer: {error}"
 
     def the_modes(self) -> None:
         """Who reaches whom in each mode of macvlan."""
-        self.narrator.heading("Who reaches whom, mode by mode (IPv4)")
+        self.narrator.heading("Who reaches whom, mode by mode")
         self.detach()
-        columns = ("pod → pod", "pod → outside", "outside → pod", "pod → host", "host → pod")
-        self.narrator.table("mode", columns, [(mode.name, self.try_mode(mode), mode.remark) for mode in MODES])
+        columns = ("→ pod", "→ outside", "← outside", "→ host", "← host")
+        self.narrator.table("a pod in mode", columns, [(mode.name, self.try_mode(mode), mode.remark) for mode in MODES])
+        self.a_second_pod_beside_passthru()
+
+    def a_second_pod_beside_passthru(self) -> None:
+        """It cannot be, and the plugin says why."""
+        conflist = self.conflist(mode="passthru")
+        self.attach(conflist, alone=True)
+        refusal = _refusal(lambda: self.b.add(conflist))
+        self.narrator.claim("a second pod beside passthru is refused:", bool(refusal))
+        self.narrator.quote(refusal)
+        self.detach()
 
     def try_mode(self, mode: Mode) -> list[Cell]:
         """Attach the pods in a mode, try all ways, detach them."""
@@ -200,37 +248,37 @@ class Demo:
     def check(self) -> None:
         """CHECK, before and after something was broken by hand."""
         self.narrator.heading("CHECK knows what should be there")
-        self.a.check()
-        self.narrator.claim("CHECK of pod-a finds nothing", True)
-        for node, command in (
-            (self.host, f"ip route del {self.a.address}/32 dev {self.shim['name']}"),
-            (self.a, "ip route del default"),
-        ):
-            self.narrator.command(node.label, command)
-            node.run(*command.split())
+        self.narrator.claim("CHECK of pod-a finds nothing to mend", not self.differences())
+        self.quote(self.host, f"ip route del {self.a.address}/32 dev {self.shim['name']}")
+        self.quote(self.a, "ip route del default")
         found = self.differences()
+        self.narrator.say("CHECK of pod-a finds:")
         self.narrator.quote("\n".join(found))
         named = all(any(what in line for line in found) for what in (self.a.address, self.outside.address))
-        self.narrator.claim("CHECK now names both, and says how to mend them", named)
+        self.narrator.claim("it names both, and says how to mend them", named)
 
     def differences(self) -> list[str]:
         """What CHECK of pod-a has to say, by lines."""
         try:
             self.a.check()
         except CniFailed as error:
-            return [error.msg, *error.details.splitlines()]
+            return error.details.splitlines() or [error.msg]
         return []
 
     def delete(self, before: Json) -> None:
         """DEL, and what remains."""
         self.narrator.heading("DEL, and nothing is left")
         self.detach()
-        for pod in (self.a, self.b):
-            pod.delete()
-        self.narrator.claim("DEL of a pod that is gone already is no error", True)
-        self.narrator.claim("the pods have no interface any more", all(_only_lo(pod) for pod in (self.a, self.b)))
+        self.narrator.claim("the pods have no interface any more", all(map(_only_lo, (self.a, self.b))))
+        self.narrator.claim("DEL of a pod that is gone already is no error", not _refusal(self.a.delete))
         for what, now in self.state_of_host().items():
-            self.narrator.claim(f"the host has the {what} of before: {', '.join(now) or 'none'}", now == before[what])
+            shown = ", ".join(now) if len(now) < 3 else f"{len(now)} of them"
+            self.narrator.claim(f"the host has the {what} of before: {shown or 'none'}", now == before[what])
+
+    def quote(self, node: Node, command: str) -> None:
+        """Run a command somewhere, and show what it says."""
+        self.narrator.command(node.label, command)
+        self.narrator.quote(node.run(*command.split()).stdout)
 
     def attach(self, conf: Json, alone: bool = False) -> None:
         """ADD of both pods, or of pod-a alone."""
@@ -274,7 +322,24 @@ class Demo:
             "links": [link["ifname"] for link in self.host.links()],
             "routes": [f"{route['dst']} dev {route['dev']}" for route in self.host.routes()],
             "permanent neighbours": [entry["dst"] for entry in neighbours],
-            "nftables tables": self.host.run("nft", "list", "tables").stdout.splitlines(),
+            **self.tables(),
+            **self.records(),
+        }
+
+    def tables(self) -> dict[str, list[str]]:
+        """The tables of nftables, where there is an nft to ask."""
+        if not shutil.which("nft"):
+            return {}
+        return {"tables of nftables": self.host.run("nft", "list", "tables").stdout.splitlines()}
+
+    def records(self) -> dict[str, list[str]]:
+        """What shimlan's store holds."""
+        with closing(Database(self.lab.data_dir)) as database:
+            leases = LeaseStore(database).leases()
+            attachments = Records(database, boot_id()).all()
+        return {
+            "leases": [str(lease.address) for lease in leases if lease.state == "held"],
+            "attachments": [attachment.key.container_id for attachment in attachments],
         }
 
 
@@ -284,11 +349,20 @@ def _walk(ways: Sequence[Way], families: Sequence[int]) -> list[Cell]:
         return list(pool.map(Way.walk, (way for way in ways for _ in families), list(families) * len(ways)))
 
 
-def _shown(conflist: Json) -> Json:
+def _shown(conflist: Any) -> Any:
     """A conflist without what is of the demo alone: where its data are."""
     if isinstance(conflist, dict):
         return {key: _shown(value) for key, value in conflist.items() if key != "dataDir"}
     return [_shown(value) for value in conflist] if isinstance(conflist, list) else conflist
+
+
+def _refusal(verb: Callable[[], object]) -> str:
+    """What a plugin has against a call; "" if it is fine."""
+    try:
+        verb()
+    except CniFailed as error:
+        return error.msg
+    return ""
 
 
 def _only_lo(node: Node) -> bool:

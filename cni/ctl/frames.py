@@ -6,6 +6,7 @@ It keeps frames and names their addresses; it decodes nothing above Ethernet.
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from cni.frozen import frozen
 ETH_P_ALL = 0x0003  # include/uapi/linux/if_ether.h
 ETH_P_ARP = 0x0806
 
+_SOL_PACKET, _PACKET_STATISTICS = 263, 6  # include/linux/socket.h, include/uapi/linux/if_packet.h
 _QUIET_SECONDS = 0.02  # a socket that stays empty for so long has delivered everything
 
 
@@ -48,8 +50,15 @@ class Frame:
 Filter = Callable[[Frame], bool]
 
 
+class FramesLost(Exception):
+    """A capture is not complete."""
+
+
 class Capture:
-    """Frames that passed a packet socket and a filter, in their order, while the capture is entered."""
+    """Frames that passed a packet socket and a filter, in their order, while the capture is entered.
+
+    Leaving it raises FramesLost when the kernel could not keep all of them: what is absent then proves nothing.
+    """
 
     def __init__(self, packet_socket: socket.socket, wanted: Filter) -> None:
         self._socket = packet_socket
@@ -71,7 +80,10 @@ class Capture:
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
         self._receiver.join()
-        self._socket.close()
+        with self._socket:
+            _, lost = struct.unpack("II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
+        if lost:
+            raise FramesLost(f"the capture missed {lost} frames")
 
     def _receive(self) -> None:
         while True:

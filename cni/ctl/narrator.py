@@ -59,7 +59,7 @@ class Narrator:
     def quote(self, text: str) -> None:
         """What a program said, as it said it."""
         for line in text.splitlines():
-            self._write("    " + self._paint(line.rstrip(), DIM))
+            self._write("    " + self._paint(line.expandtabs(4), DIM))
 
     def command(self, where: str, command: str) -> None:
         """A command at a shell prompt."""
@@ -92,7 +92,7 @@ class Narrator:
             marks = "".join(
                 self._paint(cell.text.ljust(width), cell.colour) for cell, width in zip(cells, widths, strict=True)
             )
-            self._write(f"  {name.ljust(first)}{marks}{remark}".rstrip())
+            self._write(f"  {name.ljust(first)}{marks}{remark}")
             for column, cell in zip(columns, cells, strict=True):
                 self._count(f"{title}: {name}, {column}: {cell.text}", cell.so is cell.claimed)
 
@@ -105,7 +105,7 @@ class Narrator:
         return f"\033[{colour}m{text}\033[0m" if self._colour else text
 
     def _write(self, line: str) -> None:
-        print(line, file=self._out, flush=True)
+        print(line.rstrip(), file=self._out, flush=True)
 
 
 def compact(value: Any, indent: str = "") -> str:

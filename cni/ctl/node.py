@@ -13,10 +13,11 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cni.ctl import server
 from cni.ctl.frames import ETH_P_ALL, Capture, Filter
 
 T = TypeVar("T")
@@ -146,15 +147,9 @@ class Node:
 
         `address`: listen on that address only, else on all of both families.
         """
-        listener = self.inside(lambda: _listener(address, port))
-        server = threading.Thread(target=_serve, args=(listener, self.label), daemon=True)
-        server.start()
-        try:
+        listener = self.inside(lambda: server.listen(address, port))
+        with server.answering(listener, self.label):
             yield
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            server.join()
-            listener.close()
 
     def fetch(self, address: str, port: int, wait: float = 1.0) -> str:
         """What a server says to `GET /`, without the HTTP header. Raises OSError when nobody answers."""
@@ -234,27 +229,3 @@ def _packet_socket(dev: str) -> socket.socket:
     packet_socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # 0: nothing before bind names the device
     packet_socket.bind((dev, ETH_P_ALL))
     return packet_socket
-
-
-def _listener(address: str, port: int) -> socket.socket:
-    if not address:
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
-
-
-def _serve(listener: socket.socket, label: str) -> None:
-    while True:
-        try:
-            connection, client = listener.accept()
-        except OSError:  # the listener was shut down
-            return
-        with connection, suppress(OSError):  # a client may hang up at any time
-            _answer(connection, f"{label} sees {client[0].removeprefix('::ffff:')}")
-
-
-def _answer(connection: socket.socket, text: str) -> None:
-    connection.settimeout(1)
-    connection.sendall(f"HTTP/1.0 200 OK\r\nConnection: close\r\n\r\n{text}".encode())
-    connection.shutdown(socket.SHUT_WR)
-    while connection.recv(4096):  # until the client closes: doing so first would reset the connection
-        pass

@@ -6,10 +6,10 @@ object has twice, and the numbers NaN and Infinity, which are no JSON.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
 
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
 NO_JSON = ("NaN", "Infinity", "-Infinity")
@@ -67,12 +67,10 @@ def _value(token: Token, tokens: Iterator[Token], path: Path, positions: Positio
 
 def _members(tokens: Iterator[Token], path: Path, positions: Positions) -> None:
     seen: dict[str, int] = {}
-    for token in tokens:
-        if token.text == "}":
-            return
+    while (token := next(tokens)).text != "}":
         if token.text == ",":
             continue
-        key: str = scanstring(token.text, 1)[0]
+        key: str = json.loads(token.text)
         here = (*path, key)
         if key in seen:
             oddity = f"this key is already on line {seen[key]}; the last one wins"
@@ -84,9 +82,7 @@ def _members(tokens: Iterator[Token], path: Path, positions: Positions) -> None:
 
 def _items(tokens: Iterator[Token], path: Path, positions: Positions) -> None:
     index = 0
-    for token in tokens:
-        if token.text == "]":
-            return
+    while (token := next(tokens)).text != "]":
         if token.text == ",":
             continue
         _value(token, tokens, (*path, index), positions)

@@ -90,6 +90,12 @@ def test_a_missing_plugin_is_said_to_be_missing() -> None:
     assert "/nonexistent/shimlan" in done.stdout
 
 
+def test_it_says_what_to_do_where_namespaces_are_not_allowed() -> None:
+    done = demo(prefix=("unshare", "--user"))  # nobody in particular may not make another one in there
+    assert done.returncode == 1
+    assert "run it as root, or let users make them" in done.stdout
+
+
 def test_nothing_remains_when_it_is_killed() -> None:
     def traces() -> list[str]:
         return sorted(os.listdir("/run/netns") + os.listdir("/dev/shm") + os.listdir("/sys/class/net"))

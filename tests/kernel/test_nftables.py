@@ -13,10 +13,11 @@ from ipaddress import ip_address
 import pytest
 
 from cni import nftables
+from cni.attachment import SourceNat
 from cni.ctl.lab import Lab
 from cni.ctl.node import Node
 from cni.netlink import Socket
-from cni.nftables import SourceNat, in_place, sync
+from cni.nftables import in_place, sync
 
 pytestmark = pytest.mark.skipif(not shutil.which("nft"), reason="nft is not installed")
 

@@ -268,8 +268,7 @@ def test_any_value_at_any_place_is_taken_or_refused(
     raw = changed(base, data.draw(st.sampled_from(places(base))), value)
     for parse in (config.parse, config.parse_for_delete):
         try:
-            parsed = parse(raw, environ)
-        except InvalidConfig as refused:
-            assert refused.msg
-        else:
-            assert all(part.start <= part.end for pool in parsed.pools for part in pool)  # type: ignore[operator]
+            pools = parse(raw, environ).pools
+        except InvalidConfig:
+            continue
+        assert all(int(part.start) <= int(part.end) for pool in pools for part in pool)
