@@ -13,6 +13,7 @@ from cni.diff import SetSysctl, diff
 from cni.errors import CniError, Differs, InvalidConfig, NotAvailable
 from cni.frozen import frozen, replace
 from cni.protocol import Result, merge, parse_result
+from ipam import service
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def status(node: Node, call: Call, conf: NetConf) -> None:
         if not conf.link_in_container:
             check_parent(conf, kernel.find_parent(conf, node.host))
         if conf.ipam and conf.status_reports_exhaustion:
-            leasing.check_room(node, conf.ipam)
+            service.check_room(node.leases(conf.ipam.data_dir), conf.ipam)
     except CniError as error:
         raise NotAvailable(error.msg, error.details) from error
     if conf.delegate:
@@ -189,13 +190,13 @@ def collect(node: Node, call: Call, conf: NetConf) -> None:
     """GC: take back what is not among the valid attachments of this network; errors are reported at the end."""
     errors: list[CniError] = []
     if conf.valid_attachments is not None:
-        valid = {Key(conf.name, container_id, ifname) for container_id, ifname in conf.valid_attachments}
+        valid = set(conf.valid_attachments)
         for attachment in node.records.of_network(conf.name):
-            if attachment.key not in valid:
+            if (attachment.key.container_id, attachment.key.ifname) not in valid:
                 node.log.info(f"collecting {attachment.key.container_id} {attachment.key.ifname}")
                 errors += _attempt(teardown.take_back_locked, node, attachment.key)
         if conf.ipam:
-            errors += _attempt(leasing.collect, node, conf.ipam, valid)
+            errors += service.collect(node.leases(conf.ipam.data_dir), conf.ipam, valid)
     if conf.delegate:
         errors += _attempt(delegate.forward, delegate.delegation(conf.delegate, conf.raw, call), "GC", call)
     if errors:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 
+from cni import quickjson
 from cni.attachment import Delegation
 from cni.errors import CniError, DelegateFailed
 from cni.protocol import NEWEST, parse_result
@@ -27,12 +27,12 @@ class DelegateError(CniError):
 def delegation(kind: str, conf: dict[str, Any], call: Call) -> Delegation:
     """How to call the delegate `kind` on behalf of a call of ours."""
     args = ";".join(f"{key}={value}" for key, value in (call.args or {}).items())
-    return Delegation(kind, json.dumps(conf), call.path, args)
+    return Delegation(kind, quickjson.dumps(conf), call.path, args)
 
 
 def add(delegate: Delegation, call: Call) -> Result:
     """ADD; raises DelegateFailed, DelegateError or DecodingFailure."""
-    return parse_result(json.loads(_execute(delegate, "ADD", call) or "{}"))
+    return parse_result(quickjson.loads(_execute(delegate, "ADD", call) or "{}"))
 
 
 def delete(delegate: Delegation, call: Call) -> None:
@@ -47,7 +47,7 @@ def check(delegate: Delegation, call: Call) -> None:
 
 def forward(delegate: Delegation, command: str, call: Call) -> None:
     """STATUS or GC, for delegates that speak a version in which these exist."""
-    answer = json.loads(_execute(delegate, "VERSION", call) or "{}")
+    answer = quickjson.loads(_execute(delegate, "VERSION", call) or "{}")
     if NEWEST in answer.get("supportedVersions", ()):
         _execute(delegate, command, call)
 
@@ -93,7 +93,7 @@ def _find(delegate: Delegation) -> str:
 
 def _failure(delegate: Delegation, command: str, status: int, output: str) -> CniError:
     try:
-        answer = json.loads(output)
+        answer = quickjson.loads(output)
         return DelegateError(int(answer["code"]), str(answer["msg"]), str(answer.get("details") or ""))
     except (ValueError, KeyError, TypeError):
         return DelegateFailed(f"{delegate.type} {command} ended with status {status} and no CNI error", output[:2000])

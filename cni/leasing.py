@@ -1,9 +1,9 @@
-"""The commands' dealings with our own IPAM: leasing addresses, probing them on the LAN, comparing and collecting."""
+"""The commands' dealings with our own IPAM: leasing addresses, probing them on the LAN, comparing."""
 
 from __future__ import annotations
 
 from cni import netns
-from cni.errors import AddressUnavailable, NotAvailable
+from cni.errors import AddressUnavailable
 from ipam.service import result_of
 
 TYPE_CHECKING = False
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from ipaddress import IPv4Address, IPv6Address
 
-    from cni.attachment import Attachment, Key
+    from cni.attachment import Attachment
     from cni.commands import Request
     from cni.node import Node
     from cni.protocol import Result
@@ -78,18 +78,3 @@ def differences(node: Node, attachment: Attachment) -> Iterator[str]:
     for ip in attachment.ips:
         if ip not in leased:
             yield f"ipam: no lease of {ip}"
-
-
-def check_room(node: Node, ipam: IpamConf) -> None:
-    """Raise NotAvailable when a pool has no address left."""
-    for pool in node.leases(ipam.data_dir).usage(ipam):
-        if pool.held + pool.excluded + pool.conflict >= pool.size:
-            raise NotAvailable(f"{ipam.network}: {pool.start}-{pool.end}: all {pool.size} addresses are taken")
-
-
-def collect(node: Node, ipam: IpamConf, valid: set[Key]) -> None:
-    """Release the leases of attachments that are not valid (any more), those without a record included."""
-    leases = node.leases(ipam.data_dir)
-    holders = {(held.container_id, held.ifname) for held in leases.leases(ipam.network) if held.state == "held"}
-    for container_id, ifname in holders - {(key.container_id, key.ifname) for key in valid}:
-        leases.release(ipam.network, container_id, ifname, ipam.cooldown_seconds)

@@ -7,11 +7,10 @@ stdout; tracebacks go to the log.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
 
-from cni import __version__, protocol
+from cni import __version__, protocol, quickjson
 from cni.errors import CniError, Internal, IOFailure
 
 TYPE_CHECKING = False
@@ -56,8 +55,7 @@ def main(
     else:
         status = 0
     if answer is not None:
-        json.dump(answer, stdout)
-        stdout.write("\n")
+        stdout.write(quickjson.dumps(answer) + "\n")
     return status
 
 

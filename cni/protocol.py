@@ -6,9 +6,9 @@ Pure: it reads what it is given and returns what is to be printed. What the word
 
 from __future__ import annotations
 
-import json
 from ipaddress import ip_address, ip_interface, ip_network
 
+from cni import quickjson
 from cni.errors import DecodingFailure, IncompatibleVersion, InvalidEnvironment
 from cni.frozen import frozen, replace
 
@@ -166,7 +166,7 @@ def decode(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_STDIN:
         raise DecodingFailure(f"stdin: more than {MAX_STDIN} bytes of network configuration")
     try:
-        conf = json.loads(data)
+        conf = quickjson.loads(data)
     except (ValueError, RecursionError) as error:
         raise DecodingFailure(f"stdin: the network configuration is not valid JSON: {error}") from error
     if not isinstance(conf, dict):
@@ -204,7 +204,7 @@ def parse_result(value: object) -> Result:
     try:
         return _parse_result(value)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DecodingFailure(f"not a CNI result: {error!r}", json.dumps(value, default=repr)[:2000]) from error
+        raise DecodingFailure(f"not a CNI result: {error!r}", repr(value)[:2000]) from error
 
 
 def _parse_result(value: Any) -> Result:

@@ -6,9 +6,9 @@ nor the runtime's memory. Its JSON is pinned by a golden test: fields are only e
 
 from __future__ import annotations
 
-import json
 from ipaddress import ip_address, ip_network
 
+from cni import quickjson
 from cni.attachment import (
     Attachment,
     Delegation,
@@ -96,7 +96,7 @@ class Records:
 
 def encode(attachment: Attachment) -> str:
     """An attachment as JSON."""
-    return json.dumps({"format": FORMAT, **_plain(attachment)}, separators=(",", ":"))
+    return quickjson.dumps({"format": FORMAT, **_plain(attachment)}, compact=True)
 
 
 def _plain(value: Any) -> Any:
@@ -109,7 +109,7 @@ def _plain(value: Any) -> Any:
 
 def decode(text: str) -> Attachment:
     """An attachment from its JSON."""
-    record = json.loads(text)
+    record = quickjson.loads(text)
     record.pop("format")
     leasing, delegate = record.pop("leasing"), record.pop("delegate")
     return Attachment(

@@ -8,6 +8,7 @@ shimlan-ipam, which stands under main plugins that it knows nothing about.
 from __future__ import annotations
 
 from cni.frozen import frozen
+from cni.protocol import RouteConfig
 from cni.section import Problem, open_sources, path_text, refuse
 from cni.values import (
     absolute_path,
@@ -72,19 +73,6 @@ class Reservation:
 
 
 @frozen
-class IpamRoute:
-    """A route of the pod; `gw` None means the gateway of the pod's address of the same family."""
-
-    dst: Network
-    gw: Address | None = None
-    mtu: int = 0
-    advmss: int = 0
-    priority: int = 0
-    table: int = 0
-    scope: int | None = None
-
-
-@frozen
 class IpamConf:
     """What `shimlan-ipam` is asked to do. Each entry of `pools` gives the pod one address."""
 
@@ -95,7 +83,7 @@ class IpamConf:
     reservations: tuple[Reservation, ...] = ()
     sticky: str = "none"
     cooldown_seconds: int = 60
-    routes: tuple[IpamRoute, ...] = ()
+    routes: tuple[RouteConfig, ...] = ()
     resolv_conf: str = ""
     data_dir: str = DEFAULT_DATA_DIR
 
@@ -267,13 +255,13 @@ def _check_reserved(
         entry.problem("ips", f"{ip} is a gateway")
 
 
-def _routes(ipam: Section) -> tuple[IpamRoute, ...]:
+def _routes(ipam: Section) -> tuple[RouteConfig, ...]:
     entries = ipam.items("routes")
     routes = (_route(entries.section(index)) for index in entries)
     return tuple(route for route in routes if route)
 
 
-def _route(entry: Section) -> IpamRoute | None:
+def _route(entry: Section) -> RouteConfig | None:
     dst = entry.required("dst", masked_network)
     gw = entry.text("gw", address, None)
     if dst and gw and dst.version != gw.version:
@@ -286,4 +274,4 @@ def _route(entry: Section) -> IpamRoute | None:
         "table": entry.read("table", TABLE, 0),
     }
     scope = entry.read("scope", SCOPE, None)
-    return IpamRoute(dst=dst, gw=gw, scope=scope, **options) if dst else None
+    return RouteConfig(dst=dst, gw=gw, scope=scope, **options) if dst else None

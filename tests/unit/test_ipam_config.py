@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni.errors import InvalidConfig
+from cni.protocol import RouteConfig
 from ipam import config
-from ipam.config import IpamConf, IpamRoute, Range, Reservation
+from ipam.config import IpamConf, Range, Reservation
 from tests.unit.configurations import DUAL_STACK, FULL, JSON, changed, places
 
 LAN = {"subnet": "10.0.0.0/24"}
@@ -59,8 +60,8 @@ def test_every_key_finds_its_field() -> None:
         sticky="pod",
         cooldown_seconds=30,
         routes=(
-            IpamRoute(ip_network("10.9.0.0/16"), ip_address("10.0.0.2"), 1300, 1200, 5, 100, 0),
-            IpamRoute(ip_network("::/0")),
+            RouteConfig(ip_network("10.9.0.0/16"), ip_address("10.0.0.2"), 1300, 1200, 5, 100, 0),
+            RouteConfig(ip_network("::/0")),
         ),
         resolv_conf="/etc/resolv.conf",
         data_dir="/var/lib/b",
