@@ -52,10 +52,10 @@ def dumps(value: object, compact: bool = False) -> str:
     """As json.dumps, with separators without spaces if `compact`; raises what it raises."""
     item, key = (",", ":") if compact else (", ", ": ")
     try:
-        return "".join(
-            make_encoder({}, _refuse, encode_basestring_ascii, None, key, item, False, False, True)(value, 0)
-        )
-    except (TypeError, ValueError):
+        quote = accelerator.encode_basestring_ascii
+        encode = accelerator.make_encoder({}, _refuse, quote, None, key, item, False, False, True)
+        return "".join(encode(value, 0))
+    except (AttributeError, TypeError, ValueError):
         import json
 
         return json.dumps(value, separators=(item, key))
