@@ -60,6 +60,7 @@ class Parent:
     mtu: int
     up: bool = True
     kind: str = ""
+    lower_index: int = 0  # of a macvlan: the real device, on which the kernel puts its children as well
     hardware: int = ETHERNET
     loopback: bool = False
     master: str = ""
@@ -94,6 +95,7 @@ class Link:
     bclim: int | None = None
     tx_queues: int = 0  # 0: the kernel's choice
     index: int = 0
+    lower_index: int = 0  # what the kernel tells as the parent, where that is not the one asked for
 
 
 @frozen
@@ -223,7 +225,7 @@ def check_parent(conf: NetConf, parent: Parent) -> None:
 
 def wants_shim(conf: NetConf, parent: Parent) -> bool:
     """Whether a shim applies: children of a macvlan hang on the real device below and reach the macvlan itself."""
-    return conf.shim.enabled and parent.kind != "macvlan"
+    return conf.shim.enabled and not parent.lower_index
 
 
 def plan_link(key: Key, conf: NetConf, parent: Parent, mac: str) -> Link:
@@ -233,6 +235,7 @@ def plan_link(key: Key, conf: NetConf, parent: Parent, mac: str) -> Link:
         mac=parent.mac if conf.mode == "passthru" else mac,
         mtu=conf.mtu or parent.mtu,
         parent_index=parent.index,
+        lower_index=parent.lower_index,
         mode=conf.mode,
         alias=key.alias,
         bcqueuelen=conf.bcqueuelen,

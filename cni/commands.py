@@ -39,6 +39,7 @@ class Request:
 def add(node: Node, call: Call, conf: NetConf) -> Result:
     """Attach a container; the result is merged with prevResult. Any failure leaves nothing behind."""
     key = Key(conf.name, call.container_id, call.ifname)
+    previous = parse_result(conf.prev_result or {})
     with node.pod(call.netns, call.own_netns) as pod, node.locks.attachment(key), ExitStack() as undo:
         _clear_remains(node, key, call)
         facts = kernel.facts(conf, node.parents(conf, pod))
@@ -49,8 +50,7 @@ def add(node: Node, call: Call, conf: NetConf) -> Result:
         else:
             attachment, ipam = _add_leased(node, request, undo)
         undo.pop_all()
-    ours = report(attachment, ipam, conf.dns)
-    return merge(parse_result(conf.prev_result), ours) if conf.prev_result else ours
+    return merge(previous, report(attachment, ipam, conf.dns))
 
 
 def _clear_remains(node: Node, key: Key, call: Call) -> None:
@@ -93,16 +93,8 @@ def _planned(request: Request, address: str, ipam: Result, delegation: Delegatio
 def _recorded(node: Node, request: Request, attachment: Attachment, undo: ExitStack) -> Attachment:
     """Write down what is wanted before the kernel is touched, so that whoever comes next can clear it."""
     node.records.put(attachment)
-    undo.callback(_undone, node, attachment, request.call.own_netns)
+    undo.callback(teardown.quietly, node.log, lambda: teardown.take_back(node, attachment, request.call.own_netns))
     return attachment
-
-
-def _undone(node: Node, attachment: Attachment, own_netns: bool) -> None:
-    """Undo after a failure: what cannot be undone now stays recorded for DEL and GC, and the first error counts."""
-    try:
-        teardown.take_back(node, attachment, own_netns)
-    except CniError as error:
-        node.log.error(f"undoing a failed ADD: {error.msg}; DEL or `shimlanctl gc` will finish it")
 
 
 def _apply(node: Node, request: Request, wanted: View, observed: View) -> None:

@@ -42,7 +42,7 @@ MIGRATIONS = (
     """
     CREATE TABLE attachments(
         network TEXT NOT NULL, container_id TEXT NOT NULL, ifname TEXT NOT NULL,
-        boot_id TEXT NOT NULL, netns TEXT NOT NULL, shim TEXT NOT NULL, record TEXT NOT NULL,
+        boot_id TEXT NOT NULL, recorded_at REAL NOT NULL, shim TEXT NOT NULL, record TEXT NOT NULL,
         PRIMARY KEY (network, container_id, ifname)
     ) WITHOUT ROWID;
     CREATE INDEX attachments_by_shim ON attachments(shim);

@@ -135,7 +135,7 @@ def _link_changes(link: Link, observed: Link | None) -> Iterator[Change]:
         return
     compared = (
         ("type", link.kind, observed.kind),
-        ("link", f"if{link.parent_index}", f"if{observed.parent_index}"),
+        ("link", f"if{link.lower_index or link.parent_index}", f"if{observed.parent_index}"),
         ("mode", link.mode, observed.mode),
         ("address", link.mac, observed.mac),
         ("mtu", str(link.mtu), str(observed.mtu)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cni import netns
+from cni import netns, teardown
 from cni.errors import AddressUnavailable
 from ipam.service import result_of
 
@@ -28,7 +28,11 @@ def lease(node: Node, request: Request, ipam: IpamConf, undo: ExitStack) -> Resu
     """Lease what a pod needs; its release goes onto `undo`. Raises Exhausted or AddressUnavailable."""
     key, facts = request.key, request.facts
     leases = node.leases(ipam.data_dir)
-    undo.callback(leases.release, key.network, key.container_id, key.ifname, ipam.cooldown_seconds)
+    undo.callback(
+        teardown.quietly,
+        node.log,
+        lambda: leases.release(key.network, key.container_id, key.ifname, ipam.cooldown_seconds),
+    )
     for _ in range(CONFLICTS_IN_A_ROW):
         allocation = leases.allocate(
             ipam,

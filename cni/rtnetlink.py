@@ -236,13 +236,15 @@ def parse_parent(body: bytes) -> tuple[Parent, int]:
     _, hardware, index, flags, _ = LINK_HEADER.unpack_from(body)
     attributes = attribute_map(body, LINK_HEADER.size)
     info = attribute_map(attributes.get(IFLA_LINKINFO, b""))
+    kind = _string(info.get(IFLA_INFO_KIND))
     parent = Parent(
         name=_string(attributes.get(IFLA_IFNAME)),
         index=index,
         mac=_mac(attributes.get(IFLA_ADDRESS)),
         mtu=_u32(attributes.get(IFLA_MTU)),
         up=bool(flags & IFF_UP),
-        kind=_string(info.get(IFLA_INFO_KIND)),
+        kind=kind,
+        lower_index=_u32(attributes.get(IFLA_LINK)) if kind in ("macvlan", "macvtap") else 0,
         hardware=hardware,
         loopback=bool(flags & IFF_LOOPBACK),
     )

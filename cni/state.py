@@ -6,6 +6,7 @@ nor the runtime's memory. Its JSON is pinned by a golden test: fields are only e
 
 from __future__ import annotations
 
+import time
 from ipaddress import ip_address, ip_network
 
 from cni import quickjson
@@ -42,14 +43,14 @@ class Records:
         """Record what is wanted, in place of what was wanted before for the same key."""
         key, shim = attachment.key, attachment.host.link
         self._execute(
-            "INSERT OR REPLACE INTO attachments (network, container_id, ifname, boot_id, netns, shim, record) "
+            "INSERT OR REPLACE INTO attachments (network, container_id, ifname, boot_id, recorded_at, shim, record) "
             "VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
                 key.network,
                 key.container_id,
                 key.ifname,
                 self._boot_id,
-                attachment.netns,
+                time.clock_gettime(time.CLOCK_BOOTTIME),
                 shim.name if shim else "",
                 encode(attachment),
             ),
@@ -67,7 +68,7 @@ class Records:
         return self._select("network = ?", network)
 
     def all(self) -> list[Attachment]:
-        """The attachments of all networks."""
+        """The attachments of all networks, the newest last."""
         return self._select("1")
 
     def behind(self, shim: str) -> list[Attachment]:
@@ -84,12 +85,12 @@ class Records:
     def _select(self, condition: str, *values: str) -> list[Attachment]:
         # Namespaces do not outlive a boot, so a record of an earlier one describes nothing that exists.
         rows = self._execute(
-            f"SELECT record FROM attachments WHERE boot_id = ? AND {condition} ORDER BY network, container_id, ifname",
+            f"SELECT record FROM attachments WHERE boot_id = ? AND {condition} ORDER BY recorded_at",
             (self._boot_id, *values),
         )
         return [decode(record) for (record,) in rows]
 
-    def _execute(self, statement: str, values: tuple[str, ...]) -> list[tuple[str]]:
+    def _execute(self, statement: str, values: tuple[str | float, ...]) -> list[tuple[str]]:
         with self._database.transaction() as connection:
             return connection.execute(statement, values).fetchall()
 

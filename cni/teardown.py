@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from cni.attachment import Attachment, Key
     from cni.config import NetConf
+    from cni.log import Log
     from cni.node import Node
 
     Address = IPv4Address | IPv6Address
@@ -78,7 +79,13 @@ def _release(node: Node, attachment: Attachment) -> None:
         delegate.delete(attachment.delegate, Call("DEL", key.container_id, attachment.netns, key.ifname))
 
 
-def _attempt(*steps: Callable[[], None]) -> list[CniError]:
+def quietly(log: Log, step: Callable[[], object]) -> None:
+    """A step of undoing a failed ADD: what counts is the failure itself, and DEL or GC finish what remains recorded."""
+    for error in _attempt(step):
+        log.error(f"undoing a failed ADD: {error.msg}; DEL or `shimlanctl gc` will finish it")
+
+
+def _attempt(*steps: Callable[[], object]) -> list[CniError]:
     errors = []
     for step in steps:
         try:

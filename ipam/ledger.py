@@ -160,7 +160,7 @@ class Ledger:
         rows = self._connection.execute(
             "SELECT address FROM leases INDEXED BY leases_remembered"
             " WHERE network = ? AND pod = ? AND state = 'released' AND sticky = 1"
-            " ORDER BY ifname <> ?, free_at DESC",
+            " ORDER BY ifname <> ?, free_at DESC, address",
             (self.network, claim.pod, claim.ifname),
         )
         return tuple(_number(address) for (address,) in rows)

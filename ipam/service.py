@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cni.errors import CniError, IOFailure, NotAvailable
-from cni.protocol import IpConfig, Result
+from cni.protocol import IpConfig, Result, RouteConfig
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ def result_of(conf: IpamConf, allocation: Allocation) -> Result:
     """The IPAM result of an allocation; raises IOFailure when `resolvConf` cannot be read."""
     return Result(
         ips=tuple(IpConfig(leased.ip, leased.prefixlen, leased.gateway) for leased in allocation.addresses),
-        routes=conf.routes,
+        routes=tuple(
+            RouteConfig(route.dst, route.gw, route.mtu, route.advmss, route.priority, route.table, route.scope)
+            for route in conf.routes
+        ),
         dns=dns_of(conf.resolv_conf) if conf.resolv_conf else None,
     )
 

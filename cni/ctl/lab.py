@@ -212,7 +212,10 @@ class Lab:
     def cni(
         self, command: str, conf: Json | str, executable: str = "", host: Node | None = None, **env: str
     ) -> CniAnswer:
-        """Call one plugin once in the namespace of a host; `env` holds all CNI_* variables but COMMAND and PATH."""
+        """Call one plugin once in the namespace of a host, by its path or the type in `conf`.
+
+        `env` holds all CNI_* variables but CNI_COMMAND and CNI_PATH. Text as `conf` goes to stdin as it is.
+        """
         return self.runtime(host).call(command, conf, env, executable)
 
     def runtime(self, host: Node | None = None) -> Runtime:

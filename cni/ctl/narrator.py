@@ -6,6 +6,7 @@ so, others say.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -42,6 +43,8 @@ class Narrator:
     """Writes to a stream, in colour on a terminal unless NO_COLOR is set; `broken` holds the claims that failed."""
 
     def __init__(self, out: TextIO) -> None:
+        if isinstance(out, io.TextIOWrapper):
+            out.reconfigure(errors="replace")  # a terminal without ticks gets question marks, not a traceback
         self._out = out
         self._colour = out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self.claims = 0

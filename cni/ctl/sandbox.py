@@ -31,17 +31,24 @@ def enter() -> None:
     Only while the process has a single thread, for the kernel lets no other one make a user namespace. Raises
     NotAllowed.
     """
-    user, group = os.geteuid(), os.getegid()
     try:
-        _unshare(CLONE_NEWNS | CLONE_NEWNET | (CLONE_NEWUSER if user else 0))
-        if user:
-            _become_root(user, group)
+        _leave()
         _mount(b"none", b"/", None, MS_REC | MS_PRIVATE)
         for directory in (NETNS_DIRECTORY, Path(SCRATCH)):
             _hide(directory)
     except OSError as error:
         raise NotAllowed(_advice(error)) from error
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
+def _leave() -> None:
+    """Into new namespaces, in a new user namespace if that is what it takes."""
+    user, group = os.geteuid(), os.getegid()
+    try:
+        _unshare(CLONE_NEWNS | CLONE_NEWNET)
+    except PermissionError:
+        _unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUSER)
+        _become_root(user, group)
 
 
 def _become_root(user: int, group: int) -> None:

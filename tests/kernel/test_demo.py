@@ -66,6 +66,12 @@ def test_there_is_no_colour_in_a_pipe(told: subprocess.CompletedProcess[str]) ->
     assert "\033" not in told.stdout
 
 
+def test_it_can_be_told_without_ticks_and_arrows() -> None:
+    done = demo("--plugin", "/nonexistent/shimlan", PYTHONIOENCODING="ascii")
+    assert "Traceback" not in done.stderr
+    assert "host ? outside" in done.stdout
+
+
 def test_it_works_for_root_of_a_user_namespace() -> None:
     done = demo(prefix=("unshare", "--user", "--map-root-user"))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -46,8 +46,12 @@ def _steady(rows: Rows) -> Rows:
 def sysctls(node: Node, *links: str) -> dict[str, str]:
     """Every network sysctl of some links, of `all` and `default`, and of the namespace as a whole."""
     patterns = [pattern.format(link) for link in ("all", "default", *links) for pattern in SYSCTLS]
-    paths = [path for pattern in (*patterns, *SHARED_SYSCTLS) for path in glob.glob(f"/proc/sys/net/{pattern}")]
-    return node.inside(lambda: {path: _value(Path(path)) for path in paths})
+
+    def read() -> dict[str, str]:
+        found = (glob.glob(f"/proc/sys/net/{pattern}") for pattern in (*patterns, *SHARED_SYSCTLS))
+        return {path: _value(Path(path)) for paths in found for path in paths}
+
+    return node.inside(read)
 
 
 def _value(path: Path) -> str:

@@ -1,0 +1,60 @@
+# shimlan's one loop: `make help` lists what there is, `make test` is what CI runs.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.shimlan
+SOURCES := $(shell find cni ipam bin -name '*.py' -o -name '*.json' -o -path 'bin/*' -type f)
+
+# What the tests and the demo call, and the Debian package that has it.
+TOOLS := ip=iproute2 ping=iputils-ping nsenter=util-linux nft=nftables /usr/lib/cni/macvlan=containernetworking-plugins
+
+# The functional core: no I/O, so that plain unit tests can go everywhere in it.
+CORE := cni/attachment.py,cni/config.py,cni/diff.py,cni/errors.py,cni/frozen.py,cni/mac.py,cni/protocol.py,cni/quickjson.py,cni/refusals.py,cni/rtnetlink.py,cni/section.py,cni/values.py,ipam/allocate.py,ipam/config.py,ipam/pools.py
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint unit kernel torture bench tools clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: $(STAMP) tools ## Show what shimlan does, in namespaces of its own (20 s at most)
+	@$(BIN)/shimlanctl demo
+
+test: lint unit kernel ## Linters, unit tests with coverage, kernel tests
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(STAMP) ## Unit tests; branch coverage of the functional core at least 95 %
+	$(BIN)/coverage run --branch --source=cni,ipam -m pytest -q tests/unit
+	$(BIN)/coverage report --include='$(CORE)' --fail-under=95 --skip-covered
+
+kernel: $(STAMP) tools ## Tests against the real kernel; they skip, saying so, what needs root
+	$(BIN)/pytest -q -n 4 --dist worksteal tests/kernel
+
+torture: $(STAMP) tools ## The long form of crash, concurrency and fuzz tests
+	SHIMLAN_TORTURE=full $(BIN)/pytest -q -n 2 tests/kernel/test_crash.py tests/kernel/test_concurrency.py tests/kernel/test_fuzz.py
+
+bench: $(STAMP) tools ## Compare with the reference plugins and print the table
+	$(BIN)/python -m bench --plugin $(abspath $(BIN))/shimlan
+
+tools: ## Install the Debian packages that tests and demo need, when root
+	@missing=; for tool in $(TOOLS); do command -v "$${tool%%=*}" > /dev/null || missing="$$missing $${tool##*=}"; done; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "installing$$missing"; \
+		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends $$missing) > /dev/null; \
+	else echo "missing, and tests that need it will be skipped:$$missing"; fi
+
+# Installed as users install it, so that tests and benchmarks run what they would run; anew whenever a source changed.
+$(STAMP): pyproject.toml $(SOURCES)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { \
+		[ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qqy python3-venv > /dev/null && $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade '.[dev]'
+	@rm -rf build *.egg-info
+	@touch $@
+
+clean: ## Remove what the targets above made
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
