@@ -80,7 +80,7 @@ class InterfaceAddress:
 
 @frozen
 class Link:
-    """A macvlan child. `index` is only known of observed links."""
+    """A macvlan child. `parent` is only known of wanted links, `index` only of observed ones."""
 
     name: str
     mac: str
@@ -94,6 +94,7 @@ class Link:
     bcqueuelen: int | None = None
     bclim: int | None = None
     tx_queues: int = 0  # 0: the kernel's choice
+    parent: str = ""
     index: int = 0
     lower_index: int = 0  # what the kernel tells as the parent, where that is not the one asked for
 
@@ -240,6 +241,7 @@ def plan_link(key: Key, conf: NetConf, parent: Parent, mac: str) -> Link:
         alias=key.alias,
         bcqueuelen=conf.bcqueuelen,
         bclim=conf.bclim,
+        parent=parent.name,
     )
 
 
@@ -327,6 +329,7 @@ def shim_link(parent: Parent, mac: str) -> Link:
         arp=False,
         alias=f"{SHIM_ALIAS} of {parent.name}",
         tx_queues=2,
+        parent=parent.name,
     )
 
 

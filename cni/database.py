@@ -86,7 +86,7 @@ ADVICE = {
     READONLY: "the store is read-only: remount it, or set dataDir to a directory that can be written",
     IOERR: "the store cannot be read or written: check the disk and its free space",
     FULL: "the disk is full: free some space",
-    CANTOPEN: "the store cannot be opened: check dataDir and its permissions",
+    CANTOPEN: "the store cannot be opened: check that dataDir can be read and written",
 }
 
 

@@ -28,7 +28,7 @@ class AddLink:
         options += [f"bcqueuelen {link.bcqueuelen}"] if link.bcqueuelen is not None else []
         options += [f"bclim {link.bclim}"] if link.bclim is not None else []
         return (
-            f"ip link add {link.name} link if{link.parent_index} address {link.mac} mtu {link.mtu} "
+            f"ip link add {link.name} link {link.parent} address {link.mac} mtu {link.mtu} "
             f"type {link.kind} {' '.join(options)}"
         )
 

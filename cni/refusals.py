@@ -33,7 +33,7 @@ def explained(change: Change, error: NetlinkError) -> KernelRefused | ParentUnus
 
 
 def _refused_link(link: Link, code: int | None) -> str:
-    parent = f"the parent (if{link.parent_index})"
+    parent = link.parent
     return {
         errno.EBUSY: f"{parent} is used by a bridge, bond, Open vSwitch or ipvlan: use that device as master instead",
         errno.EINVAL: f"{parent} refuses another child: one in mode passthru excludes all others, the shim included",

@@ -151,7 +151,7 @@ def test_without_default_route_a_master_has_to_be_named(lab: Lab) -> None:
 
 def test_the_parent_may_live_in_the_pod(lab: Lab) -> None:
     lab.host.ip_batch("route del default", "route del default via 2001:db8::1")  # nothing on the host may be needed
-    pod = lab.container("a", lab.conf(master="eth0", linkInContainer=True, ipam={"routes": []}), ifname="net1")
+    pod = lab.container("inside", lab.conf(master="eth0", linkInContainer=True, ipam={"routes": []}), ifname="net1")
     lab.switch.plug(pod)
     pod.ip("link", "set", "eth0", "up")
     before = network(lab.host)

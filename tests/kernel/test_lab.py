@@ -198,7 +198,7 @@ def test_a_sandbox_hides_the_namespaces_of_others_and_keeps_its_own(lab: Lab) ->
         from cni.ctl.lab import Lab
         sandbox.enter()
         print(os.listdir("/run/netns"))
-        with Lab() as lab:
+        with Lab(directory=sandbox.SCRATCH) as lab:
             print(lab.host.pings(lab.outside))
             os._exit(7)
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv6Address, ip_address
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -29,7 +30,7 @@ def test_an_address_survives_being_a_number(ip: object) -> None:
 def test_merged_spans_are_sorted_apart_and_hold_the_same(spans: list[Span]) -> None:
     result = merged(spans)
     assert numbers(result) == numbers(spans)
-    assert all(one.last + 1 < other.first for one, other in zip(result, result[1:], strict=False))
+    assert all(one.last + 1 < other.first for one, other in pairwise(result))
 
 
 @given(SPANS, st.integers(-1, 80))
