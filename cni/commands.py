@@ -65,8 +65,8 @@ def _add_leased(node: Node, request: Request, undo: ExitStack) -> tuple[Attachme
     ipam = leasing.lease(node, request, request.conf.ipam, undo) if request.conf.ipam else Result()
     address = mac.choose(request.conf, request.key, [ip.address for ip in ipam.ips])
     attachment = _recorded(node, request, _planned(request, address, ipam), undo)
-    shim.attach(node, attachment)
     _apply(node, request, attachment.sandbox, View())
+    shim.attach(node, attachment)
     return attachment, ipam
 
 
@@ -80,8 +80,8 @@ def _add_delegated(node: Node, request: Request, undo: ExitStack) -> tuple[Attac
     _apply(node, request, View(link=replace(bare.sandbox.link, up=False)), View())
     ipam = delegate.add(delegation, call)
     attachment = _recorded(node, request, _planned(request, address, ipam, delegation), undo)
-    shim.attach(node, attachment)
     _apply(node, request, attachment.sandbox, namespace.view(call.ifname))
+    shim.attach(node, attachment)
     return attachment, ipam
 
 
@@ -182,18 +182,25 @@ def collect(node: Node, call: Call, conf: NetConf) -> None:
     """GC: take back what is not among the valid attachments of this network; errors are reported at the end."""
     errors: list[CniError] = []
     if conf.valid_attachments is not None:
-        valid = set(conf.valid_attachments)
-        for attachment in node.records.of_network(conf.name):
-            if (attachment.key.container_id, attachment.key.ifname) not in valid:
-                node.log.info(f"collecting {attachment.key.container_id} {attachment.key.ifname}")
-                errors += _attempt(teardown.take_back_locked, node, attachment.key)
-        if conf.ipam:
-            errors += service.collect(node.leases(conf.ipam.data_dir), conf.ipam, valid)
+        valid = {Key(conf.name, container_id, ifname) for container_id, ifname in conf.valid_attachments}
+        for key in _known(node, conf):
+            if key not in valid:
+                node.log.info(f"collecting {key.container_id} {key.ifname}")
+                errors += _attempt(teardown.take_back_locked, node, key, conf.ipam)
     if conf.delegate:
         errors += _attempt(delegate.forward, delegate.delegation(conf.delegate, conf.raw, call), "GC", call)
     if errors:
         errors[0].details = "\n".join(error.msg for error in errors)
         raise errors[0]
+
+
+def _known(node: Node, conf: NetConf) -> list[Key]:
+    """Whose attachments are recorded, and who holds leases without: shimlan-ipam gave them, or an ADD was killed."""
+    keys = [attachment.key for attachment in node.records.of_network(conf.name)]
+    if conf.ipam:
+        leases = node.leases(conf.ipam.data_dir).leases(conf.name)
+        keys += [Key(conf.name, held.container_id, held.ifname) for held in leases if held.state == "held"]
+    return list(dict.fromkeys(keys))
 
 
 def _attempt(step: Callable[..., None], *arguments: object) -> list[CniError]:

@@ -73,12 +73,12 @@ class AddAddress:
 
 @frozen
 class SetUp:
-    """Bring the link up, with its alias and ARP flag."""
+    """Bring the link up, with its alias, and with or without ARP and multicast."""
 
     link: Link
 
     def __str__(self) -> str:
-        return f"ip link set {self.link.name} {'' if self.link.arp else 'arp off '}up"
+        return f"ip link set {self.link.name} {'' if self.link.arp else 'arp off multicast off '}up"
 
 
 @frozen

@@ -82,6 +82,19 @@ class Namespace:
         """All links; those that are no macvlan have no mode."""
         return [rtnetlink.parse_link(body) for _, body in self._socket.dump(rtnetlink.dump_links())]
 
+    def children_of(self, home: int) -> list[tuple[Link, bool]]:
+        """The links whose parents are in the namespace of a descriptor, or in this one; True for the latter."""
+        bodies = [body for _, body in self._socket.dump(rtnetlink.dump_links())]
+        # The kernel numbers the namespace of a parent when it tells of it for the first time.
+        number = rtnetlink.parse_nsid(self._socket.get(rtnetlink.get_nsid(home)))
+        found = ((rtnetlink.parse_link(body), rtnetlink.parse_parent_nsid(body)) for body in bodies)
+        return [(link, nsid is None) for link, nsid in found if link.parent_index and nsid in (None, number)]
+
+    def received_macs(self, index: int) -> set[str]:
+        """The MACs that a link receives for besides its own: those of its children that are up, wherever they are."""
+        answers = self._socket.dump(rtnetlink.dump_bridge_neighbours(index))
+        return {mac for owner, mac in map(rtnetlink.parse_bridge_neighbour, (b for _, b in answers)) if owner == index}
+
     def parent(self, name: str) -> Parent | None:
         """The link of that name as a parent of macvlans."""
         body = self._get(rtnetlink.get_link(name))
@@ -95,10 +108,14 @@ class Namespace:
         kind = "openvswitch" if master.name == "ovs-system" else master.kind
         return replace(parent, master=master.name, master_kind=kind)
 
-    def addresses(self, index: int = 0) -> list[tuple[int, InterfaceAddress]]:
-        """(link index, address) of all usable addresses of global scope, in the kernel's order; of one link or all."""
-        answers = self._socket.dump(rtnetlink.dump_addresses(index))
-        found = (rtnetlink.parse_address(body) for _, body in answers)
+    def addresses(self, index: int = 0, permanent: bool = False) -> list[tuple[int, InterfaceAddress]]:
+        """(link index, address) of all usable addresses of global scope, in the kernel's order; of one link or all.
+
+        `permanent`: without those that a router gave.
+        """
+        bodies = [body for _, body in self._socket.dump(rtnetlink.dump_addresses(index))]
+        wanted = [body for body in bodies if not permanent or rtnetlink.is_permanent_address(body)]
+        found = (rtnetlink.parse_address(body) for body in wanted)
         return [(owner, address) for owner, address, usable in found if usable and index in (0, owner)]
 
     def routes(self, index: int) -> list[Route]:

@@ -29,6 +29,7 @@ FLOCK = struct.Struct("@hhqqi4x")  # struct flock of 64-bit Linux, include/uapi/
 # Bytes of the lock file: an interface index has 31 bits, attachments follow from the 33rd on.
 SOURCE_NAT = 1 << 31
 ATTACHMENTS = 1 << 32
+TO_THE_END = 0  # as a length
 
 
 class Locks:
@@ -39,11 +40,24 @@ class Locks:
 
     def attachment(self, key: Key) -> _Held:
         """One command at a time per attachment; a collision of checksums only costs some parallelism."""
-        return self._hold(ATTACHMENTS + zlib.crc32(key.alias.encode()), f"attachment {key.container_id}")
+        return self._hold(_byte(key), f"attachment {key.container_id}")
+
+    @contextmanager
+    def attachment_if_free(self, key: Key) -> Iterator[bool]:
+        """The same without waiting; whether it is ours. For those who hold one already and must not wait for another."""
+        with self._opened() as fd:
+            yield _locked(fd, _byte(key))
 
     def shim(self, parent_index: int) -> _Held:
         """Creating and removing the shim of one parent."""
         return self._hold(parent_index, f"shim of if{parent_index}")
+
+    @contextmanager
+    def everything(self) -> Iterator[None]:
+        """Nobody else holds any of these locks: no command is under way."""
+        with self._opened() as fd:
+            _acquire(fd, 0, "attachments", length=TO_THE_END)
+            yield
 
     def source_nat(self) -> _Held:
         """Rewriting the nftables table."""
@@ -51,16 +65,22 @@ class Locks:
 
     @contextmanager
     def _hold(self, byte: int, what: str) -> Iterator[None]:
+        with self._opened() as fd:
+            _acquire(fd, byte, what)
+            yield
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The lock file; what was locked through it is free again at the end."""
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise IOFailure(f"cannot open {self._path}: {error.strerror}; is dataDir writable?") from error
         try:
-            _acquire(fd, byte, what)
-            yield
+            yield fd
         finally:
-            # Closing alone would leave the lock to a child process that sits out a link's deletion.
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
+            # Closing would not do: a child process that waits for a link's deletion shares the open file.
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
             os.close(fd)
 
 
@@ -70,20 +90,25 @@ if TYPE_CHECKING:
     _Held = AbstractContextManager[None]
 
 
-def _acquire(fd: int, byte: int, what: str) -> None:
-    request = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+def _byte(key: Key) -> int:
+    return ATTACHMENTS + zlib.crc32(key.alias.encode())
+
+
+def _acquire(fd: int, byte: int, what: str, length: int = 1) -> None:
     deadline, pause = time.monotonic() + WAIT_SECONDS, FIRST_PAUSE
-    while True:
-        try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            if time.monotonic() > deadline:
-                raise TryAgainLater(
-                    f"another process has been busy with the {what} for {WAIT_SECONDS:.0f} s"
-                ) from error
-        else:
-            return
+    while not _locked(fd, byte, length):
+        if time.monotonic() > deadline:
+            raise TryAgainLater(f"another process has been busy with the {what} for {WAIT_SECONDS:.0f} s")
         time.sleep(pause)
         pause = min(pause * 1.5, LONGEST_PAUSE)
+
+
+def _locked(fd: int, byte: int, length: int = 1) -> bool:
+    """Take the lock if nobody has it; whether that succeeded."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, length, 0))
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        return False
+    return True

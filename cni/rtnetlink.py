@@ -35,15 +35,16 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_GETADDR = 20, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_GETNSID = 90
 RTMGRP_LINK = 1
 RTN_UNICAST = 1
 RT_TABLE_UNSPEC = 0
-AF_UNSPEC, AF_INET, AF_INET6 = 0, 2, 10
+AF_UNSPEC, AF_INET, AF_BRIDGE, AF_INET6 = 0, 2, 7, 10
 FAMILY = {4: AF_INET, 6: AF_INET6}
 
-IFF_UP, IFF_LOOPBACK, IFF_NOARP = 0x1, 0x8, 0x80
+IFF_UP, IFF_LOOPBACK, IFF_NOARP, IFF_MULTICAST = 0x1, 0x8, 0x80, 0x1000
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
-IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD, IFLA_NUM_TX_QUEUES = 18, 20, 28, 31
+IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD, IFLA_NUM_TX_QUEUES, IFLA_LINK_NETNSID = 18, 20, 28, 31, 37
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 IFLA_MACVLAN_MODE, IFLA_MACVLAN_BC_QUEUE_LEN, IFLA_MACVLAN_BC_CUTOFF = 1, 7, 9
 MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8, "source": 16}
@@ -51,17 +52,20 @@ MODE_NAMES = {number: name for name, number in MODES.items()}
 
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
 IFA_F_TEMPORARY, IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_TENTATIVE = 0x01, 0x02, 0x08, 0x20, 0x40
+IFA_F_PERMANENT = 0x80
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS = 1, 4, 5, 6, 7, 8
 RTA_MULTIPATH, RTA_TABLE = 9, 15
 RTAX_MTU, RTAX_ADVMSS = 2, 8
 NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 NUD_PERMANENT = 0x80
+NETNSA_NSID, NETNSA_FD = 1, 3  # include/uapi/linux/net_namespace.h
 
 LINK_HEADER = struct.Struct("=BxHiII")
 ADDRESS_HEADER = struct.Struct("=BBBBi")
 ROUTE_HEADER = struct.Struct("=BBBBBBBBI")
 NEIGHBOUR_HEADER = struct.Struct("=BxxxiHBB")
 NEXTHOP_HEADER = struct.Struct("=HBBi")
+NSID_HEADER = struct.Struct("=Bxxx")
 
 
 # --- questions ---------------------------------------------------------------------------------------------------
@@ -94,6 +98,16 @@ def dump_routes(version: int, index: int = 0, table: int = 0) -> Message:
 def dump_neighbours(index: int) -> Message:
     """Ask for the neighbours of one link."""
     return Message(RTM_GETNEIGH, 0, NEIGHBOUR_HEADER.pack(AF_UNSPEC, 0, 0, 0, 0) + u32(NDA_IFINDEX, index))
+
+
+def dump_bridge_neighbours(index: int) -> Message:
+    """Ask for the MACs that a link receives for besides its own, as `bridge fdb show dev LINK self` does."""
+    return Message(RTM_GETNEIGH, 0, NEIGHBOUR_HEADER.pack(AF_BRIDGE, index, 0, 0, 0))
+
+
+def get_nsid(fd: int) -> Message:
+    """Ask for the number by which the socket's namespace knows that of a descriptor."""
+    return Message(RTM_GETNSID, 0, NSID_HEADER.pack(AF_UNSPEC) + u32(NETNSA_FD, fd))
 
 
 # --- changes -----------------------------------------------------------------------------------------------------
@@ -148,8 +162,9 @@ def encode(change: Change, index: int) -> Message:
     """A change to the existing link with that index; raises ValueError for what only a new link can have."""
     match change:
         case SetUp(link):
-            flags = IFF_UP | (0 if link.arp else IFF_NOARP)
-            header = LINK_HEADER.pack(AF_UNSPEC, 0, index, flags, IFF_UP | IFF_NOARP)
+            # Without multicast nothing joins a group through a link that shall be silent, and no membership is reported.
+            flags = IFF_UP | (IFF_MULTICAST if link.arp else IFF_NOARP)
+            header = LINK_HEADER.pack(AF_UNSPEC, 0, index, flags, IFF_UP | IFF_NOARP | IFF_MULTICAST)
             return Message(RTM_SETLINK, 0, header + text(IFLA_IFALIAS, link.alias))
         case AddAddress(_, address):
             return _address_message(address, index)
@@ -287,6 +302,28 @@ def parse_route(body: bytes) -> tuple[int, Route] | None:
         advmss=_u32(metrics.get(RTAX_ADVMSS)),
         protocol=protocol,
     )
+
+
+def parse_parent_nsid(body: bytes) -> int | None:
+    """The number of the namespace that the parent of a link is in; None when that is the link's own."""
+    number = attribute_map(body, LINK_HEADER.size).get(IFLA_LINK_NETNSID)
+    return struct.unpack("=i", number)[0] if number else None
+
+
+def parse_nsid(body: bytes) -> int:
+    """The answer to `get_nsid`, -1 for a namespace that has no number."""
+    return int(struct.unpack("=i", attribute_map(body, NSID_HEADER.size)[NETNSA_NSID])[0])
+
+
+def is_permanent_address(body: bytes) -> bool:
+    """Whether an address was given by somebody for good, and not by a router for some time (RFC 4862)."""
+    return bool(_u32(attribute_map(body, ADDRESS_HEADER.size).get(IFA_FLAGS)) & IFA_F_PERMANENT)
+
+
+def parse_bridge_neighbour(body: bytes) -> tuple[int, str]:
+    """The index of the link and a MAC that it receives for."""
+    _, index, _, _, _ = NEIGHBOUR_HEADER.unpack_from(body)
+    return index, _mac(attribute_map(body, NEIGHBOUR_HEADER.size).get(NDA_LLADDR))
 
 
 def parse_neighbour(body: bytes) -> tuple[int, Neighbour | None]:

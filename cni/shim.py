@@ -5,6 +5,8 @@ Who needs them is what the records say; a lock per parent keeps one process from
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from cni import nftables
 from cni.attachment import SHIM_ALIAS, View
 from cni.diff import diff
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from ipaddress import IPv4Address, IPv6Address
 
-    from cni.attachment import Attachment, Link, SourceNat
+    from cni.attachment import Attachment, Key, Link, SourceNat
     from cni.node import Node
 
     Address = IPv4Address | IPv6Address
@@ -30,8 +32,7 @@ def attach(node: Node, attachment: Attachment) -> None:
         created = _ensure(node, attachment.host)
     if created:
         _restore(node, attachment)
-    present = View(link=node.host.link(attachment.host.link.name))
-    node.host.apply(diff(_entries(attachment.host), present), node.host)
+    _apply_entries(node, attachment.host)
     if attachment.source_nat:
         sync_source_nat(node)
 
@@ -41,24 +42,41 @@ def detach(node: Node, attachment: Attachment) -> None:
     node.host.remove_host_entries(attachment.host)
 
 
-def release(node: Node, attachment: Attachment) -> None:
-    """Remove shim and source NAT if no recorded attachment needs them any more."""
-    if attachment.host.link is None:
+def retire(node: Node, attachment: Attachment) -> None:
+    """Forget an attachment of which nothing else is left, and remove shim and source NAT if it was the last user.
+
+    Under the locks, and the record last: whoever is killed in between leaves it to the next DEL, and of two who leave at
+    once the second sees that nobody is left.
+    """
+    shim = attachment.host.link
+    if shim is None:
+        node.records.forget(attachment.key)
         return
-    remove_unused(node, attachment.host.link, attachment.parent_index)
-    if attachment.source_nat:
-        sync_source_nat(node)
+    with ExitStack() as locked:
+        locked.enter_context(node.locks.shim(attachment.parent_index))
+        if not node.records.is_needed(shim.name, but=attachment.key):
+            _remove(node, shim)
+        if attachment.source_nat:
+            locked.enter_context(node.locks.source_nat())
+            with nftables.connect() as socket:
+                nftables.sync(socket, _source_nat(node, but=attachment.key))
+        node.records.forget(attachment.key)
 
 
 def remove_unused(node: Node, shim: Link, parent_index: int) -> None:
     """Remove a shim that no recorded attachment uses; one that is gone already is fine."""
-    if node.records.behind(shim.name):
+    if node.records.is_needed(shim.name):
         return
     with node.locks.shim(parent_index):
-        present = node.host.link(shim.name)
-        if present and is_shim(present) and not node.records.behind(shim.name):
-            node.log.debug(f"ip link del {shim.name}")
-            node.host.delete_link(present.index)
+        if not node.records.is_needed(shim.name):
+            _remove(node, shim)
+
+
+def _remove(node: Node, shim: Link) -> None:
+    present = node.host.link(shim.name)
+    if present and (is_shim(present) or _is_half_made(present, shim)):
+        node.log.debug(f"ip link del {shim.name}")
+        node.host.delete_link(present.index)
 
 
 def forget(node: Node, ips: Iterable[Address]) -> None:
@@ -98,34 +116,63 @@ def source_nat_in_place(node: Node) -> bool:
         return nftables.in_place(socket, _source_nat(node))
 
 
-def _source_nat(node: Node) -> list[SourceNat]:
+def _source_nat(node: Node, but: Key | None = None) -> list[SourceNat]:
     """Newest attachment first: after a change of the host's address the present one decides."""
-    return [rule for attachment in reversed(node.records.all()) for rule in attachment.source_nat]
+    newest_first = reversed(node.records.all())
+    return [rule for attachment in newest_first if attachment.key != but for rule in attachment.source_nat]
 
 
 def _ensure(node: Node, wanted: View) -> bool:
     """The shim is there and up; whether that took anything. Its MAC is what it is: the pods know it."""
     assert wanted.link is not None
-    present = node.host.link(wanted.link.name)
-    if present and not is_shim(present) and present.alias:
+    link, present = wanted.link, node.host.link(wanted.link.name)
+    if present and not is_shim(present) and not _is_half_made(present, link):
         raise KernelRefused(f"{present.name} exists and is not ours: rename it, shimlan needs the name for its shim")
     if present and present.up and is_shim(present):
         return False
-    link = replace(wanted.link, mac=present.mac) if present else wanted.link
-    changes = diff(View(link=link, sysctls=wanted.sysctls), View(link=present))
+    if present:
+        # Somebody set it down, which took all of its entries, or we were killed while making it.
+        link = replace(link, mac=present.mac)
+        node.host.delete_link(present.index)
+    changes = diff(View(link=link, sysctls=wanted.sysctls), View())
     for change in changes:
         node.log.debug(str(change))
     node.host.apply(changes, node.host)
     return True
 
 
+def _is_half_made(link: Link, wanted: Link) -> bool:
+    """Whether a link is a shim of ours that did not get as far as its alias."""
+    return link.kind == wanted.kind and not link.alias and link.mac == wanted.mac
+
+
 def _restore(node: Node, but: Attachment) -> None:
-    """A shim that had to be made anew lost the entries of the pods that were there before."""
+    """A shim that had to be made anew lost the entries of the pods that were there before.
+
+    Those that somebody else works on are left to him: he adds his entries himself, or has removed them for good.
+    """
     assert but.host.link is not None
     for attachment in node.records.behind(but.host.link.name):
-        if attachment.key != but.key:
-            present = View(link=node.host.link(but.host.link.name))
-            node.host.apply(diff(_entries(attachment.host), present), node.host)
+        if attachment.key == but.key:
+            continue
+        with node.locks.attachment_if_free(attachment.key) as free:
+            if free and node.records.find(attachment.key):
+                _restore_one(node, attachment)
+
+
+def _restore_one(node: Node, attachment: Attachment) -> None:
+    try:
+        _apply_entries(node, attachment.host)
+    except KernelRefused as error:  # a pod that cannot be helped is no reason to refuse another one
+        node.log.warning(f"{attachment.key.container_id} stays out of reach of the host: {error.msg}")
+
+
+def _apply_entries(node: Node, host: View) -> None:
+    assert host.link is not None
+    present = node.host.link(host.link.name)
+    if present is None:
+        raise KernelRefused(f"{host.link.name} vanished while it was set up: somebody removed it, or its parent")
+    node.host.apply(diff(_entries(host), View(link=present)), node.host)
 
 
 def _entries(view: View) -> View:

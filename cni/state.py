@@ -71,9 +71,23 @@ class Records:
         """The attachments of all networks, the newest last."""
         return self._select("1")
 
+    def of_earlier_boots(self) -> list[Attachment]:
+        """What is left of the time before the machine started anew; of all that, nothing exists but delegates' leases."""
+        rows = self._execute("SELECT record FROM attachments WHERE boot_id <> ?", (self._boot_id,))
+        return [decode(record) for (record,) in rows]
+
     def behind(self, shim: str) -> list[Attachment]:
         """The attachments that use a shim."""
         return self._select("shim = ?", shim)
+
+    def is_needed(self, shim: str, but: Key | None = None) -> bool:
+        """Whether any attachment uses a shim, one of them aside."""
+        others = "AND NOT (network = ? AND container_id = ? AND ifname = ?)" if but else ""
+        names = (but.network, but.container_id, but.ifname) if but else ()
+        condition = f"boot_id = ? AND shim = ? {others}"
+        return bool(
+            self._execute(f"SELECT 1 FROM attachments WHERE {condition} LIMIT 1", (self._boot_id, shim, *names))
+        )
 
     def forget(self, key: Key) -> None:
         """Remove the record, of whatever boot."""

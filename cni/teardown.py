@@ -1,7 +1,8 @@
 """Taking an attachment back: after DEL and GC, after a failed ADD, and after one that was killed halfway.
 
-Each step tolerates that its object is gone already. The order is what keeps addresses unique: a lease is released only
-when no link can have the address any more, a record is forgotten only when nothing is left that it describes.
+Each step tolerates that its object is gone already. The order is what keeps addresses unique and the LAN quiet: the host
+stops sending through the shim while the link is still there to receive it, a lease is released only when no link can
+have the address any more, a record is forgotten only when nothing is left that it describes.
 """
 
 from __future__ import annotations
@@ -19,27 +20,35 @@ if TYPE_CHECKING:
     from cni.config import NetConf
     from cni.log import Log
     from cni.node import Node
+    from ipam.config import IpamConf
 
     Address = IPv4Address | IPv6Address
 
 
 def take_back(node: Node, attachment: Attachment, own_netns: bool = False) -> None:
     """Remove all that a recorded attachment stands for; tries every step that is safe, then raises the first error."""
-    key = attachment.key
-    _remove_link(node, attachment, own_netns)
-    errors = _attempt(lambda: shim.detach(node, attachment), lambda: _release(node, attachment))
+    errors = _attempt(lambda: shim.detach(node, attachment), lambda: _remove_link(node, attachment, own_netns))
     if not errors:
-        errors = _attempt(lambda: node.records.forget(key), lambda: shim.release(node, attachment))
+        errors = _attempt(lambda: _release(node, attachment))
+    if not errors:
+        errors = _attempt(lambda: shim.retire(node, attachment))
     if errors:
         raise errors[0]
 
 
-def take_back_locked(node: Node, key: Key) -> None:
-    """`take_back` of whatever is recorded for a key by now, for those who do not hold its lock."""
+def take_back_locked(node: Node, key: Key, ipam: IpamConf | None = None) -> None:
+    """`take_back` of whatever is recorded for a key by now, for those who do not hold its lock.
+
+    `ipam`: where leases may be of which no record tells (any more). An ADD has them before it has a record: hence here,
+    under the lock, and not before.
+    """
     with node.locks.attachment(key):
         attachment = node.records.find(key)
         if attachment:
             take_back(node, attachment)
+        elif ipam:
+            leases = node.leases(ipam.data_dir)
+            leases.release(key.network, key.container_id, key.ifname, ipam.cooldown_seconds)
 
 
 def take_back_unknown(node: Node, key: Key, conf: NetConf, call: Call, ips: Iterable[Address]) -> None:
@@ -56,6 +65,7 @@ def take_back_unknown(node: Node, key: Key, conf: NetConf, call: Call, ips: Iter
     if conf.ipam:
         leases = node.leases(conf.ipam.data_dir)
         found |= set(leases.release(key.network, key.container_id, key.ifname, conf.ipam.cooldown_seconds))
+        leases.free_recovered(found)
     shim.forget(node, found)
     if conf.delegate:
         delegate.delete(delegate.delegation(conf.delegate, conf.raw, call), call)

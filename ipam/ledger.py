@@ -25,7 +25,7 @@ NO_RANGE = 0  # of a lease whose range is not known yet; its range takes it over
 
 @frozen
 class Lease:
-    """An address and who has it (or had it last); `state` is held, cooling or conflict."""
+    """An address and who has it (or had it last); `state` is held, cooling or conflict, `parent` "" when unknown."""
 
     network: str
     address: Address
@@ -33,6 +33,20 @@ class Lease:
     ifname: str
     state: str
     pod: str
+    parent: str = ""
+
+
+@frozen
+class RangeUse:
+    """How much of a range that was allocated from is in use; what of it is excluded only a configuration tells."""
+
+    network: str
+    start: Address
+    end: Address
+    size: int
+    held: int
+    cooling: int
+    conflict: int
 
 
 class Ledger:
@@ -230,13 +244,7 @@ class Ledger:
 
     def usage(self, entry: Range, span: Span, barred: tuple[Span, ...]) -> Usage:
         """Count the leases of a range; looks at all of them."""
-        counts = dict(
-            self._connection.execute(
-                "SELECT CASE WHEN state = 'held' THEN 'held' WHEN free_at <= :now THEN 'free' ELSE state END AS use,"
-                " count(*) FROM leases WHERE network = :network AND address BETWEEN :first AND :last GROUP BY use",
-                {"now": self._now, "network": self.network, "first": _key(span.first), "last": _key(span.last)},
-            ).fetchall()
-        )
+        counts = self.counts(span)
         permitted = sum(run.size for run in runs(span, barred, span.first))
         return Usage(
             start=str(entry.start),
@@ -246,6 +254,16 @@ class Ledger:
             cooling=counts.get("released", 0),
             conflict=counts.get("conflict", 0),
             excluded=span.size - permitted - sum(self._held_in(span, part) for part in barred if overlap(span, part)),
+        )
+
+    def counts(self, span: Span) -> dict[str, int]:
+        """The number of leases by what they are: held, released (and cooling down), conflict, free."""
+        return dict(
+            self._connection.execute(
+                "SELECT CASE WHEN state = 'held' THEN 'held' WHEN free_at <= :now THEN 'free' ELSE state END AS use,"
+                " count(*) FROM leases WHERE network = :network AND address BETWEEN :first AND :last GROUP BY use",
+                {"now": self._now, "network": self.network, "first": _key(span.first), "last": _key(span.last)},
+            ).fetchall()
         )
 
     def _held_in(self, span: Span, part: Span) -> int:
@@ -283,6 +301,14 @@ class Ledger:
                 (self._now + cooldown, self.network, claim.container_id, claim.ifname),
             )
         return held
+
+    def free(self, number: int) -> bool:
+        """Let anybody have an address at once, whatever keeps it; whether there was anything to let go."""
+        changed = self._connection.execute(
+            "UPDATE leases SET state = 'released', free_at = ? WHERE network = ? AND address = ?",
+            (self._now, self.network, _key(number)),
+        )
+        return changed.rowcount > 0
 
     def put_aside(self, number: int, seconds: float) -> None:
         """Take an address away from whoever holds it, because another machine on the LAN answers for it."""
@@ -337,12 +363,35 @@ def renew(connection: sqlite3.Connection, boot: str, now: float) -> None:
 def read_leases(connection: sqlite3.Connection, network: str, now: float) -> list[Lease]:
     """The leases of a network, or of all for "", by network and address; released ones only while they cool down."""
     rows = connection.execute(
-        "SELECT network, address, container_id, ifname, CASE state WHEN 'released' THEN 'cooling' ELSE state END, pod"
+        "SELECT network, address, container_id, ifname, CASE state WHEN 'released' THEN 'cooling' ELSE state END, pod,"
+        " parent"
         " FROM leases WHERE (network = :network OR :network = '') AND (state = 'held' OR free_at > :now)"
         " ORDER BY network, address",
         {"network": network, "now": now},
     )
     return [Lease(network, address_of(_number(address)), *rest) for network, address, *rest in rows]
+
+
+def read_ranges(connection: sqlite3.Connection, network: str, now: float) -> list[RangeUse]:
+    """How the ranges of a network are used, or those of all for ""."""
+    rows = connection.execute(
+        "SELECT network, first, last FROM lease_ranges WHERE network = :network OR :network = '' ORDER BY network, first",
+        {"network": network},
+    ).fetchall()
+    return [_range_use(Ledger(connection, name, now), Span(_number(first), _number(last))) for name, first, last in rows]
+
+
+def _range_use(ledger: Ledger, span: Span) -> RangeUse:
+    counts = ledger.counts(span)
+    return RangeUse(
+        network=ledger.network,
+        start=address_of(span.first),
+        end=address_of(span.last),
+        size=span.size,
+        held=counts.get("held", 0),
+        cooling=counts.get("released", 0),
+        conflict=counts.get("conflict", 0),
+    )
 
 
 def _key(number: int) -> bytes:

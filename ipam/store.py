@@ -13,7 +13,7 @@ from cni.database import boot_id
 from cni.frozen import frozen
 from ipam.allocate import Claim, LeasedAddress, allocate
 from ipam.hostlocal import DEFAULT_DIRECTORY, HostLocal
-from ipam.ledger import Lease, Ledger, read_leases, renew
+from ipam.ledger import Lease, Ledger, RangeUse, read_leases, read_ranges, renew
 from ipam.pools import address_of, number_of, pools_of, span_of
 
 TYPE_CHECKING = False
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     Address = IPv4Address | IPv6Address
 
 CONFLICT_SECONDS = 600.0
+
+# Holds what pods have whose network nobody can tell, after a store was rebuilt. No network can be called so.
+RECOVERED = "_recovered"
 
 
 def boot_time() -> float:
@@ -122,11 +125,27 @@ class LeaseStore:
         claim, number = Claim(container_id, ifname, pod), number_of(address)
         with self._transaction() as (connection, now):
             ledger = Ledger(connection, network, now, parent)
+            ledger.enter(())  # on a parent, all networks avoid what one of them holds
             if number not in ledger.held_by(claim):
                 if ledger.blocker(number):
                     return False
                 ledger.hold(number, None, claim)
             return True
+
+    def free(self, network: str, address: Address) -> bool:
+        """Make one address available at once, whether held, cooling or in conflict; False when it was so already."""
+        with self._transaction() as (connection, now):
+            return Ledger(connection, network, now).free(number_of(address))
+
+    def free_recovered(self, addresses: Iterable[Address]) -> None:
+        """Let go of addresses that `RECOVERED` holds; those that it does not hold are fine."""
+        for address in addresses:
+            self.free(RECOVERED, address)
+
+    def ranges(self, network: str = "") -> list[RangeUse]:
+        """How the ranges that were allocated from since the start are used, of a network or of all."""
+        with self._transaction() as (connection, now):
+            return read_ranges(connection, network, now)
 
     def check_writable(self) -> None:
         """Raise what an ADD would raise about the store."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -41,8 +44,9 @@ def unseen(lab: Lab) -> Iterator[None]:
     """Nothing of the shim is on the wire, and the LAN knows the host by the MAC of its NIC only."""
     with lab.switch.sniff_port(lab.host) as seen:
         yield
+        assert lab.host.pings(lab.outside)  # something has to be on the wire
         shim = bytes.fromhex(lab.host.link(shims(lab)[0])["address"].replace(":", ""))
-    assert seen.frames
+    assert {frame.src for frame in seen.frames} >= {lab.host.mac}
     assert [frame.raw.hex() for frame in seen.frames if shim in frame.raw] == []
     learnt = {entry["lladdr"] for entry in lab.outside.neighbours()
               if entry["dst"] in (lab.host.address, lab.host.address6) and "lladdr" in entry}
@@ -123,8 +127,8 @@ def translate(lab: Lab, family: int, backends: list[Node]) -> None:
         f"{ip} daddr {CLUSTER_IP[family].format(number)} tcp dport 80 dnat to {bracket.format(node.where(family))}:8080\n"
         for number, node in enumerate(backends, 1)
     )
-    lab.host.run("nft", "-f", "-", input=f"table {ip} services {{ chain prerouting {{ "
-                                         f"type nat hook prerouting priority dstnat\n{rules} }} }}")
+    hook = "type nat hook prerouting priority dstnat;"
+    lab.host.run("nft", "-f", "-", input=f"table {ip} services {{\nchain prerouting {{\n{hook}\n{rules}}}\n}}\n")
 
 
 @NFT
@@ -171,6 +175,48 @@ def test_a_stopped_pods_address_serves_the_next_one_at_once(lab: Lab, family: in
     assert second.where(family) == first.where(family)
     assert lab.outside.pings(second, family)
     assert lab.host.pings(second, family)
+
+
+@FAMILIES
+def test_it_is_silent_on_a_host_that_forwards(lab: Lab, family: int) -> None:
+    """A router tells the LAN by MLD that it is one (RFC 3810, section 5.2): when its link comes up, when it becomes one."""
+    settle(lab.host, {"net.ipv4.ip_forward": 1, "net.ipv6.conf.all.forwarding": 1})
+    with unseen(lab):
+        pod = lab.pod("a", lab.conf(dual=True))
+        settle(lab.host, {"net.ipv6.conf.all.forwarding": 0})
+        settle(lab.host, {"net.ipv6.conf.all.forwarding": 1})
+        assert lab.host.pings(pod, family)
+        time.sleep(1.2)  # a report waits for up to a second
+
+
+@FAMILIES
+def test_what_the_host_sends_to_a_pod_that_comes_and_goes_stays_inside(lab: Lab, family: int) -> None:
+    keeper = lab.pod("keeper", lab.conf(dual=True))
+    pod = lab.container("a", lab.conf(dual=True, ipam={"cooldownSeconds": 0}), CNI_ARGS="IP=192.0.2.150,2001:db8::150")
+    with unseen(lab), sending(lab.host, "192.0.2.150" if family == 4 else "2001:db8::150"):
+        for _ in range(4):
+            pod.add()
+            pod.delete()
+    assert lab.host.pings(keeper, family)
+
+
+@contextmanager
+def sending(node: Node, address: str) -> Iterator[None]:
+    """Send datagrams to an address all the time, whoever has it."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    stop = threading.Event()
+
+    def send(datagrams: socket.socket) -> None:
+        while not stop.wait(0.0005):
+            with suppress(OSError):
+                datagrams.sendto(b"anybody there?", (address, 9))
+
+    with node.inside(lambda: socket.socket(family, socket.SOCK_DGRAM)) as datagrams:
+        sender = threading.Thread(target=send, args=(datagrams,))
+        sender.start()
+        yield
+        stop.set()
+        sender.join()
 
 
 # --- which addresses of the host -------------------------------------------------------------------------------------
@@ -277,6 +323,7 @@ def test_it_is_what_it_promises_to_be(lab: Lab) -> None:
     lab.pod("a", lab.conf(dual=True))
     link = lab.host.link(f"shim{parent['ifindex']}")
     assert {"UP", "NOARP"} <= set(link["flags"])
+    assert "MULTICAST" not in link["flags"]
     assert link["linkinfo"]["info_data"]["mode"] == "bridge"
     assert link["address"] == f"02:5e{parent['address'][5:]}"
     assert link["mtu"] == parent["mtu"]
@@ -336,12 +383,20 @@ def test_a_shim_that_was_set_down_comes_back_with_the_next_pod_for_all_of_them(l
     assert a.pings(lab.host)
 
 
-@pytest.mark.parametrize("line", ["link add shim2 type veth peer name unused", "link add shim2 type bridge",
-                                  "link add shim2 link eth0 type macvlan mode private alias mine"])
-def test_a_link_that_is_only_called_like_one_is_left_alone(lab: Lab, line: str) -> None:
-    lab.host.ip_batch(line.removesuffix(" alias mine"))
-    if line.endswith("mine"):
-        lab.host.ip("link", "set", "shim2", "alias", "mine")
+def test_a_shim_that_was_not_finished_is_made_anew(lab: Lab) -> None:
+    mac = f"02:5e{lab.host.mac[5:]}"
+    lab.host.ip("link", "add", "shim2", "link", "eth0", "address", mac, "type", "macvlan", "mode", "bridge")
+    pod = lab.pod("a", lab.conf(dual=True))
+    assert lab.host.pings(pod)
+    pod.check()
+    pod.delete()
+    assert shims(lab) == []
+
+
+@pytest.mark.parametrize("kind", ["veth peer name unused", "bridge", "macvlan mode private"])
+@pytest.mark.parametrize("alias", ["", "mine"])
+def test_a_link_that_is_only_called_like_one_is_left_alone(lab: Lab, kind: str, alias: str) -> None:
+    lab.host.ip_batch(f"link add shim2 link eth0 type {kind}", f"link set shim2 alias '{alias}'")
     before = network(lab.host)
     with pytest.raises(CniFailed, match="shim2 exists and is not ours: rename it") as failure:
         lab.pod("a")

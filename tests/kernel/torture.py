@@ -1,4 +1,4 @@
-"""What the torture suites share: their size and seed, plugins in flight, and the state that has to be the same again."""
+"""What the torture suites share: size and seed, plugins in flight, and the state that has to be the same again."""
 
 from __future__ import annotations
 

@@ -59,11 +59,18 @@ class TestOpening:
         assert connection.total_changes == 0
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
-    def test_an_empty_file_of_a_killed_creator_is_completed(self, tmp_path: Path) -> None:
-        (tmp_path / FILE).touch()
+    def test_what_a_killed_creator_left_is_no_store_yet(self, tmp_path: Path) -> None:
+        (tmp_path / f"{FILE}.new").write_bytes(b"half")
         store = Database(str(tmp_path))
         add(store, "a")
         assert names(store) == ["a"]
+
+    def test_an_emptied_one_is_not_taken_for_a_new_one(self, tmp_path: Path) -> None:
+        (tmp_path / FILE).touch()
+        with pytest.raises(CorruptStore, match=r"the store is damaged \(it is empty\)"):
+            open_database(str(tmp_path))
+        assert put_aside(str(tmp_path))
+        assert names(Database(str(tmp_path))) == []
 
     def test_a_log_without_its_database_is_not_replayed(self, tmp_path: Path) -> None:
         store = Database(str(tmp_path))
@@ -192,36 +199,40 @@ class TestTroubles:
 
     @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare (util-linux)")
     @pytest.mark.parametrize(
-        ("trouble", "message"),
+        ("trouble", "action", "message"),
         [
+            ("truncate -s -100k $1/fill", "write(100)", "shimlan.db: the disk is full: free some space"),
             (
-                "head -c 10M /dev/zero > $1/fill || true",
-                "IOFailure: MOUNT/shimlan.db: the disk is full: free some space",
+                "truncate -s -100k $1/fill",
+                "write(2); fill(); store.check_writable()",
+                "MOUNT: the disk is full: free some space",
             ),
-            (
-                "mount -o remount,ro $1",
-                "IOFailure: MOUNT/shimlan.db: the store cannot be opened: check that dataDir can be",
-            ),
+            ("mount -o remount,ro $1", "write(1)", "shimlan.db: the store cannot be opened: check that dataDir can be"),
         ],
     )
-    def test_a_disk_that_takes_nothing(self, tmp_path: Path, trouble: str, message: str) -> None:
-        """On a file system of our own, in namespaces of our own; reading goes on, nothing is half-done."""
+    def test_a_disk_that_takes_nothing(self, tmp_path: Path, trouble: str, action: str, message: str) -> None:
+        """On a file system of our own, in namespaces of our own; what was there before stays."""
         script = f"""
-set -e
 mount -t tmpfs -o size=400k tmpfs $1
-$2 -c "$3" $1 before
+$2 -c "$3" $1 "write(1)"
+head -c 10M /dev/zero > $1/fill
 {trouble}
-exec $2 -c "$3" $1 after
+$2 -c "$3" $1 "{action}"
 """
         program = f"""
-import sys
+import contextlib, sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 from cni.database import Database
 store = Database(sys.argv[1])
-try:
+def write(count):
     with store.transaction() as connection:
-        rows = [(sys.argv[2], str(number) * 500) for number in range(100 if sys.argv[2] == "after" else 1)]
-        connection.executemany({INSERT!r}, rows)
+        connection.executemany({INSERT!r}, [(str(number) * 900, str(count)) for number in range(count)])
+def fill():
+    with contextlib.suppress(OSError), open(sys.argv[1] + "/more", "wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+try:
+    exec(sys.argv[2])
 except Exception as error:
     print(f"{{type(error).__name__}}: {{error}}")
 """
@@ -229,7 +240,8 @@ except Exception as error:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if "unshare failed" in done.stderr:
             pytest.skip("user namespaces are not allowed here")
-        assert message.replace("MOUNT", str(tmp_path)) in done.stdout, done.stderr
+        assert done.stdout.startswith("IOFailure: "), done.stderr
+        assert message.replace("MOUNT", str(tmp_path)) in done.stdout
 
     def test_a_file_that_may_not_grow(self, tmp_path: Path) -> None:
         add(Database(str(tmp_path)), "before")
@@ -268,6 +280,29 @@ class TestPuttingAside:
         add(Database(str(tmp_path)), "a")
         assert put_aside(str(tmp_path)) == ""
         assert names(Database(str(tmp_path))) == ["a"]
+
+    def test_a_successor_takes_its_place(self, tmp_path: Path) -> None:
+        damage(tmp_path)
+
+        def successor() -> str:
+            store = Database(str(tmp_path / "next"))
+            add(store, "rebuilt")
+            store.close()
+            return store.path
+
+        assert put_aside(str(tmp_path), successor)
+        assert names(Database(str(tmp_path))) == ["rebuilt"]
+        assert put_aside(str(tmp_path), successor) == ""
+
+    def test_without_the_successor_all_stays(self, tmp_path: Path) -> None:
+        damage(tmp_path)
+
+        def successor() -> str:
+            raise IOFailure("no room")
+
+        with pytest.raises(IOFailure, match="no room"):
+            put_aside(str(tmp_path), successor)
+        assert (tmp_path / FILE).read_bytes().startswith(b"no database")
 
     def test_so_does_no_store(self, tmp_path: Path) -> None:
         assert put_aside(str(tmp_path)) == ""

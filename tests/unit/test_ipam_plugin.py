@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from cni.database import open_database, transaction
 from ipam import plugin
 from ipam.service import dns_of
+from ipam.store import LeaseStore
 
 RANGES = [[{"subnet": "10.0.0.0/29"}], [{"subnet": "fd00::/64"}]]
 
@@ -156,6 +158,22 @@ def test_gc_keeps_what_is_valid(call: Runtime, valid: dict[str, object], left: s
         call("ADD", container)
     assert call("GC", conf=call.conf | {"cniVersion": "1.1.0"} | valid) == (0, None)
     assert "".join(container for container in "abc" if call("CHECK", container)[0] == 0) == left
+
+
+def test_gc_reports_what_it_could_not_release(call: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody locks the store whenever a lease is to be released."""
+    monkeypatch.setattr("cni.database.BUSY_SECONDS", 0.01)
+    call("ADD")
+    release = LeaseStore.release
+
+    def locked(self: LeaseStore, *arguments: Any) -> object:
+        with transaction(open_database(str(call.directory / "data"))):
+            return release(self, *arguments)
+
+    monkeypatch.setattr(LeaseStore, "release", locked)
+    status, answer = call("GC", conf=call.conf | {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []})
+    assert (status, answer["code"]) == (1, 11)
+    assert "locked by another process" in answer["details"]
 
 
 def test_version_and_about() -> None:

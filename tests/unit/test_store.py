@@ -72,7 +72,7 @@ class TestManyProcesses:
 def test_a_kill_at_any_instant_leaves_whole_leases(tmp_path: Path) -> None:
     """All addresses of an interface or none, none twice, and a store that works on."""
 
-    def work(_: int) -> str:
+    def work() -> None:
         store = LeaseStore(Database(str(tmp_path)), "boot-1")
         while True:
             container = f"c{random.randrange(8)}"
@@ -82,10 +82,13 @@ def test_a_kill_at_any_instant_leaves_whole_leases(tmp_path: Path) -> None:
     for _ in range(25):
         pid = os.fork()
         if pid == 0:
-            work(0)
+            try:
+                work()
+            finally:
+                os._exit(1)
         time.sleep(random.uniform(0.005, 0.04))
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), "it failed before it was killed"
         store = LeaseStore(Database(str(tmp_path)), "boot-1")
         held = [(lease.container_id, lease.address) for lease in store.leases()]
         assert sorted(container for container, _ in held) == sorted(2 * [*{container for container, _ in held}])

@@ -1,0 +1,139 @@
+"""What can be seen from here of all pods: their network namespaces, and our links in them.
+
+For those who cannot rely on the records alone: the rebuilding of a store, the clean-up, the operator's CLI. Nothing is
+changed here. A namespace can be seen if it is mounted somewhere in our mount namespace, or if a process that we see
+lives in it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+
+from cni import netns
+from cni.attachment import Key, View
+from cni.errors import CniError
+from cni.frozen import frozen
+from cni.kernel import Namespace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from ipaddress import IPv4Address, IPv6Address
+
+    from cni.attachment import Attachment, Link
+    from cni.node import Node
+
+    Address = IPv4Address | IPv6Address
+
+MOUNTS = "/proc/self/mountinfo"
+NAMED = "/run/netns"
+ALIAS = "shimlan "
+LONGEST_ALIAS = 255  # then it may have been cut off
+
+PRESENT, GONE, UNCLEAR = "present", "gone", "unclear"
+
+
+@frozen
+class Sighting:
+    """One of our links with what belongs to it; `key` is None when its alias does not tell whose it is."""
+
+    netns: str
+    netns_id: str
+    key: Key | None
+    link: Link
+    view: View
+    parent_in_pod: bool
+
+    @property
+    def ips(self) -> tuple[Address, ...]:
+        """The link's addresses."""
+        return tuple(address.ip for address in self.view.addresses)
+
+
+@frozen
+class Standing:
+    """Whether the namespace of an attachment is still there, and why that is believed."""
+
+    state: str
+    reason: str = ""
+
+
+def standing(attachment: Attachment) -> Standing:
+    """Whether the namespace of an attachment exists, as seen from here; a path alone may be another one's by now."""
+    path = attachment.netns
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
+        return Standing(GONE, f"{path} does not exist")
+    except OSError as error:
+        return Standing(UNCLEAR, f"{path}: {error.strerror}")
+    if f"{status.st_dev}:{status.st_ino}" == attachment.netns_id:
+        return Standing(PRESENT)
+    return Standing(GONE, f"{path} is another namespace by now")
+
+
+def sightings(node: Node) -> list[Sighting]:
+    """Every link of ours whose parent is in this namespace, or in its own; namespaces that refuse are left out."""
+    home = os.open(netns.OWN, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return [sighting for path in namespaces().values() for sighting in _sightings_in(node, path, home)]
+    finally:
+        os.close(home)
+
+
+def namespaces() -> dict[str, str]:
+    """The network namespaces that can be seen: identity and a path, one that outlives the pod's processes if possible."""
+    found: dict[str, str] = {}
+    for path in (*_mounted(), *_named(), *_of_processes()):
+        with suppress(OSError):
+            status = os.stat(path)
+            found.setdefault(f"{status.st_dev}:{status.st_ino}", path)
+    return found
+
+
+def parse_alias(alias: str) -> Key | None:
+    """The key in the alias of a link of ours (see `Key.alias`); None when there is none, or when it may be cut off."""
+    parts = alias.removeprefix(ALIAS).split("/")
+    if not alias.startswith(ALIAS) or len(parts) != 3 or len(alias) >= LONGEST_ALIAS:
+        return None
+    return Key(*parts)
+
+
+def _sightings_in(node: Node, path: str, home: int) -> Iterator[Sighting]:
+    try:
+        with node.pod(path, own_allowed=True) as pod:
+            own = pod.namespace.fd is not None and netns.is_own(pod.namespace.fd)
+            for link, parent_here in pod.namespace.children_of(home):
+                if link.kind in ("macvlan", "macvtap") and link.alias.startswith(ALIAS) and "/" in link.alias:
+                    view = _view(pod.namespace, link)
+                    yield Sighting(path, pod.id, parse_alias(link.alias), link, view, parent_here and not own)
+    except (CniError, OSError) as error:
+        node.log.debug(f"{path} is left out: {error}")
+
+
+def _view(namespace: Namespace, link: Link) -> View:
+    return View(
+        link=link,
+        addresses=tuple(address for _, address in namespace.addresses(link.index, permanent=True)),
+        routes=tuple(namespace.routes(link.index)),
+        neighbours=tuple(namespace.neighbours(link.index)),
+    )
+
+
+def _mounted() -> Iterator[str]:
+    """Where namespaces are mounted (proc(5): the fields are ID, parent, device, root, mount point...)."""
+    with open(MOUNTS, encoding="utf-8", errors="surrogateescape") as mounts:
+        for fields in map(str.split, mounts):
+            if fields[3].startswith("net:["):
+                yield re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
+
+
+def _named() -> Iterator[str]:
+    with suppress(OSError):
+        yield from (f"{NAMED}/{name}" for name in os.listdir(NAMED))
+
+
+def _of_processes() -> Iterator[str]:
+    yield from (f"/proc/{name}/ns/net" for name in os.listdir("/proc") if name.isdecimal())
