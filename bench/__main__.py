@@ -80,10 +80,7 @@ def _known() -> str:
 def _remarks(plugin: Plugin, peer: str) -> list[str]:
     remarks = []
     if uncompiled := plugin.uncompiled():
-        names = ", ".join(sorted(uncompiled)[:3])
-        remarks.append(
-            f"{len(uncompiled)} modules of the plugin had no up-to-date .pyc ({names} ...): not as pip installs"
-        )
+        remarks.append(f"not as pip installs: no up-to-date .pyc of {', '.join(sorted(uncompiled))}")
     if not peer:
         remarks.append("the reference plugins are absent, so all comparisons with them are skipped: set CNI_PEER_DIR")
     for remark in remarks:

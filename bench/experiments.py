@@ -106,7 +106,7 @@ def leases_held(stage: Stage) -> list[Row]:
 
 def crowd(stage: Stage) -> list[Row]:
     """A pod that comes and goes beside many others on the same host."""
-    alone, beside = stage.ours(), stage.ours()
+    alone, beside = stage.ours(), stage.ours(first="198.18.128.0")
     pods = stage.pods(BESIDE + 2)
     with stage.attached(alone, pods[1:2]), stage.attached(beside, pods[2:]):
         few, many = stage.cycles(alone, beside)

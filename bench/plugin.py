@@ -48,9 +48,9 @@ def inspect(path: str) -> Plugin:
     if not first.startswith(b"#!"):
         raise ValueError(f"{path} is no script")
     interpreter = tuple(first[2:].decode().split())
-    # -B: looking must not compile what pip did not.
+    # -P: the modules of the plugin, not those in the current directory. -B: looking must not compile what pip did not.
     asked = subprocess.run(
-        [*interpreter, "-B", "-c", QUESTION], env={"PATH": os.defpath}, capture_output=True, text=True, check=True
+        [*interpreter, "-P", "-B", "-c", QUESTION], env={"PATH": os.defpath}, capture_output=True, text=True, check=True
     )
     version, python, cache_tag, origins = json.loads(asked.stdout)
     return Plugin(path, interpreter, version, python, cache_tag, tuple(map(os.path.dirname, origins)))

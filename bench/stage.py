@@ -23,7 +23,8 @@ T = TypeVar("T")
 # A benchmark's own prefix (RFC 2544), for it has room for 60,000 pods.
 HOST, GATEWAY = "198.18.0.10", "198.18.0.1"
 HOST6, GATEWAY6 = "2001:db8::10", "2001:db8::1"
-RANGE4 = {"subnet": "198.18.0.0/16", "rangeStart": "198.18.1.0", "gateway": GATEWAY}
+FIRST = "198.18.1.0"
+RANGE4 = {"subnet": "198.18.0.0/16", "gateway": GATEWAY}
 RANGE6 = {"subnet": "2001:db8::/64", "rangeStart": "2001:db8::1:0", "rangeEnd": "2001:db8::1:ffff", "gateway": GATEWAY6}
 
 # The kernel goes on for ~20 ms after a link has gone; the next process that is timed shall not pay for it.
@@ -74,17 +75,20 @@ class Stage:
             self._pods.append(self._lab.netns(f"pod{len(self._pods)}").netns)
         return self._pods[:number]
 
-    def ours(self, *, dual: bool = False, **keys: Any) -> Network:
-        """A network of shimlan's with a data directory of its own; `keys` as in `Lab.conf`."""
+    def ours(self, *, dual: bool = False, first: str = FIRST, **keys: Any) -> Network:
+        """A network of shimlan's with a data directory of its own; `keys` as in `Lab.conf`, `first` the lowest address.
+
+        Networks that have pods at the same time need different addresses: MACs are made of them.
+        """
         directory = self._directory()
-        ipam = {**_addresses(dual), "dataDir": directory}
+        ipam = {**_addresses(dual, first), "dataDir": directory}
         conf = self._lab.conf(name=_name(directory), dataDir=directory, ipam=ipam, **keys)
         return Network(self.plugin, conf, os.path.dirname(self.plugin))
 
     def reference(self, *, dual: bool = False) -> Network:
         """The same network for the reference plugins."""
         directory = self._directory()
-        ipam = {**_addresses(dual), "dataDir": directory}
+        ipam = {**_addresses(dual, FIRST), "dataDir": directory}
         conf = self._lab.reference_conf(name=_name(directory), ipam=ipam)
         return Network(f"{self.peer}/macvlan", conf, self.peer)
 
@@ -157,8 +161,8 @@ def tell(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
 
 
-def _addresses(dual: bool) -> Json:
-    ranges, routes = [[RANGE4]], [{"dst": "0.0.0.0/0"}]
+def _addresses(dual: bool, first: str) -> Json:
+    ranges, routes = [[{**RANGE4, "rangeStart": first}]], [{"dst": "0.0.0.0/0"}]
     if dual:
         ranges.append([RANGE6])
         routes.append({"dst": "::/0"})

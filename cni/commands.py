@@ -74,6 +74,7 @@ def _add_delegated(node: Node, request: Request, undo: ExitStack) -> tuple[Attac
     """A delegate may want to use the link (dhcp): it finds it there, and the addresses follow."""
     conf, call, namespace = request.conf, request.call, request.pod.namespace
     delegation = delegate.delegation(conf.delegate, conf.raw, call)
+    delegate.require(delegation)  # what cannot be added could not be undone either
     address = mac.choose(conf, request.key, ())
     bare = _recorded(node, request, _planned(request, address, Result(), delegation), undo)
     assert bare.sandbox.link is not None
@@ -91,8 +92,12 @@ def _planned(request: Request, address: str, ipam: Result, delegation: Delegatio
 
 
 def _recorded(node: Node, request: Request, attachment: Attachment, undo: ExitStack) -> Attachment:
-    """Write down what is wanted before the kernel is touched, so that whoever comes next can clear it."""
+    """Write down what is wanted before the kernel is touched, so that whoever comes next can clear it.
+
+    From then on the record is what gets undone, in one piece: no lease is released of a link that cannot be removed.
+    """
     node.records.put(attachment)
+    undo.pop_all()
     undo.callback(teardown.quietly, node.log, lambda: teardown.take_back(node, attachment, request.call.own_netns))
     return attachment
 
@@ -131,14 +136,15 @@ def check(node: Node, call: Call, conf: NetConf) -> None:
     if attachment is None:
         raise Differs(f"{call.container_id} has no {call.ifname} in network {conf.name}: nothing is recorded of it")
     with node.pod(call.netns, call.own_netns) as pod:
-        differences = [*_differences(node, attachment, pod), *_untold(attachment, parse_result(conf.prev_result))]
-    if differences:
-        raise Differs(f"{call.ifname}: {len(differences)} difference(s): {differences[0]}", "\n".join(differences))
+        found = [*differences(node, attachment, pod), *_untold(attachment, parse_result(conf.prev_result))]
+    if found:
+        raise Differs(f"{call.ifname}: {len(found)} difference(s): {found[0]}", "\n".join(found))
     if attachment.delegate:
         delegate.check(delegate.delegation(conf.delegate, conf.raw, call), call)
 
 
-def _differences(node: Node, attachment: Attachment, pod: Pod) -> Iterator[str]:
+def differences(node: Node, attachment: Attachment, pod: Pod) -> Iterator[str]:
+    """How kernel and leases differ from what is recorded of an attachment."""
     sandbox, host = attachment.sandbox, attachment.host
     assert sandbox.link is not None
     for change in diff(sandbox, pod.namespace.view(sandbox.link.name)):

@@ -7,7 +7,7 @@ import os
 from cni import quickjson
 from cni.attachment import Delegation
 from cni.errors import CniError, DelegateFailed
-from cni.protocol import NEWEST, parse_result
+from cni.protocol import NEWEST, decode, parse_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def delegation(kind: str, conf: dict[str, Any], call: Call) -> Delegation:
 
 def add(delegate: Delegation, call: Call) -> Result:
     """ADD; raises DelegateFailed, DelegateError or DecodingFailure."""
-    return parse_result(quickjson.loads(_execute(delegate, "ADD", call) or "{}"))
+    return parse_result(_answer(delegate, "ADD", call))
 
 
 def delete(delegate: Delegation, call: Call) -> None:
@@ -47,9 +47,18 @@ def check(delegate: Delegation, call: Call) -> None:
 
 def forward(delegate: Delegation, command: str, call: Call) -> None:
     """STATUS or GC, for delegates that speak a version in which these exist."""
-    answer = quickjson.loads(_execute(delegate, "VERSION", call) or "{}")
-    if NEWEST in answer.get("supportedVersions", ()):
+    versions = _answer(delegate, "VERSION", call).get("supportedVersions")
+    if isinstance(versions, list) and NEWEST in versions:
         _execute(delegate, command, call)
+
+
+def require(delegate: Delegation) -> None:
+    """Raise DelegateFailed when the delegate is not installed."""
+    _find(delegate)
+
+
+def _answer(delegate: Delegation, command: str, call: Call) -> dict[str, Any]:
+    return decode(_execute(delegate, command, call) or "{}", f"the answer of {delegate.type} to {command}")
 
 
 def _execute(delegate: Delegation, command: str, call: Call) -> str:

@@ -141,8 +141,8 @@ def _link_changes(link: Link, observed: Link | None) -> Iterator[Change]:
         ("mtu", str(link.mtu), str(observed.mtu)),
         ("arp", _switch(link.arp), _switch(observed.arp)),
         ("bcqueuelen", _number(link.bcqueuelen), _number(observed.bcqueuelen)),
-        ("bclim", _number(link.bclim), _number(observed.bclim)),
     )
+    # Not bclim: a parent has one for all of its children, the last that was given (macvlan_changelink).
     for option, value, found in compared:
         if value and value != found:
             yield SetLink(link, option, value, found)

@@ -68,6 +68,12 @@ class Namespace:
                 return None
             raise KernelRefused(f"cannot read links: {error.strerror}") from error
 
+    def _dump(self, question: Message) -> list[bytes]:
+        try:
+            return [body for _, body in self._socket.dump(question)]
+        except NetlinkError as error:
+            raise KernelRefused(f"cannot read the network's state: {error.strerror}") from error
+
     def child(self, wanted: Link) -> Link | None:
         """Our child, wherever a pod has renamed it to; never a link that only happens to have its name.
 
@@ -80,11 +86,11 @@ class Namespace:
 
     def links(self) -> list[Link]:
         """All links; those that are no macvlan have no mode."""
-        return [rtnetlink.parse_link(body) for _, body in self._socket.dump(rtnetlink.dump_links())]
+        return [rtnetlink.parse_link(body) for body in self._dump(rtnetlink.dump_links())]
 
     def children_of(self, home: int) -> list[tuple[Link, bool]]:
         """The links whose parents are in the namespace of a descriptor, or in this one; True for the latter."""
-        bodies = [body for _, body in self._socket.dump(rtnetlink.dump_links())]
+        bodies = self._dump(rtnetlink.dump_links())
         # The kernel numbers the namespace of a parent when it tells of it for the first time.
         number = rtnetlink.parse_nsid(self._socket.get(rtnetlink.get_nsid(home)))
         found = ((rtnetlink.parse_link(body), rtnetlink.parse_parent_nsid(body)) for body in bodies)
@@ -92,8 +98,10 @@ class Namespace:
 
     def received_macs(self, index: int) -> set[str]:
         """The MACs that a link receives for besides its own: those of its children that are up, wherever they are."""
-        answers = self._socket.dump(rtnetlink.dump_bridge_neighbours(index))
-        return {mac for owner, mac in map(rtnetlink.parse_bridge_neighbour, (b for _, b in answers)) if owner == index}
+        if self.link_at(index) is None:
+            return set()
+        answers = self._dump(rtnetlink.dump_bridge_neighbours(index))
+        return {mac for owner, mac in map(rtnetlink.parse_bridge_neighbour, answers) if owner == index}
 
     def parent(self, name: str) -> Parent | None:
         """The link of that name as a parent of macvlans."""
@@ -113,7 +121,7 @@ class Namespace:
 
         `permanent`: without those that a router gave.
         """
-        bodies = [body for _, body in self._socket.dump(rtnetlink.dump_addresses(index))]
+        bodies = self._dump(rtnetlink.dump_addresses(index))
         wanted = [body for body in bodies if not permanent or rtnetlink.is_permanent_address(body)]
         found = (rtnetlink.parse_address(body) for body in wanted)
         return [(owner, address) for owner, address, usable in found if usable and index in (0, owner)]
@@ -134,13 +142,12 @@ class Namespace:
         return ""
 
     def _routes(self, question: Message) -> list[tuple[int, Route]]:
-        found = (rtnetlink.parse_route(body) for _, body in self._socket.dump(question))
+        found = map(rtnetlink.parse_route, self._dump(question))
         return [pair for pair in found if pair is not None]
 
     def neighbours(self, index: int) -> list[Neighbour]:
         """The permanent neighbour entries of a link."""
-        answers = self._socket.dump(rtnetlink.dump_neighbours(index))
-        found = (rtnetlink.parse_neighbour(body) for _, body in answers)
+        found = map(rtnetlink.parse_neighbour, self._dump(rtnetlink.dump_neighbours(index)))
         return [entry for owner, entry in found if entry is not None and owner == index]
 
     def view(self, name: str) -> View:

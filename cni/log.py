@@ -44,7 +44,7 @@ class Log:
         try:
             self._stream.write(line)
             if self._path:
-                with open(self._path, "a", encoding="utf-8") as file:
+                with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as file:
                     file.write(time.strftime("%Y-%m-%dT%H:%M:%S%z ") + line)
         except OSError:
             return

@@ -18,7 +18,8 @@ OWN = "/proc/thread-self/ns/net"
 def open_netns(path: str) -> int:
     """A descriptor of the namespace at `path`; raises NetnsUnusable when there is none to open."""
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Opening a named pipe would wait for somebody to write into it.
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         raise NetnsUnusable(f"CNI_NETNS: cannot open {path!r}: {error}; is the container still there?") from error
 

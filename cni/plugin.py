@@ -16,10 +16,12 @@ from cni.errors import CniError, Internal, IOFailure
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, BinaryIO, TextIO
+    from typing import Any, BinaryIO, TextIO, TypeVar
 
+    from cni.log import Log
     from cni.protocol import Call
 
+    T = TypeVar("T")
     Main = Callable[[Mapping[str, str], BinaryIO, TextIO, TextIO], int]
     Serve = Callable[[Call, dict[str, Any], TextIO], dict[str, Any] | None]
 
@@ -97,16 +99,35 @@ def _serve(call: Call, raw: dict[str, Any], stderr: TextIO) -> dict[str, Any] | 
     conf = parse(raw, call.args or {})
     context = f"{call.command} {conf.name} {call.container_id[:13]} {call.ifname}".rstrip() + ": "
     node = Node(conf.data_dir, Log(stderr, conf.log_level, conf.log_file, context))
+    lease_dir = conf.ipam.data_dir if conf.ipam else conf.data_dir
     if call.command == "ADD":
-        return protocol.render_result(commands.add(node, call, conf), version)
+        result = recovering(lambda: commands.add(node, call, conf), node.log, conf.data_dir, lease_dir)
+        return protocol.render_result(result, version)
     stories = {
         "DEL": commands.delete,
         "CHECK": commands.check,
         "STATUS": commands.status,
         "GC": commands.collect,
     }
-    stories[call.command](node, call, conf)
+    recovering(lambda: stories[call.command](node, call, conf), node.log, conf.data_dir, lease_dir)
     return None
+
+
+def recovering(story: Callable[[], T], log: Log, data_dir: str, lease_dir: str) -> T:
+    """A story, told again if a store turned out to be damaged, once that has been rebuilt."""
+    from cni.database import CorruptStore
+
+    try:
+        return story()
+    except CniError as error:
+        if not (isinstance(error, CorruptStore) or isinstance(error.__cause__, CorruptStore)):
+            raise
+        from cni import rebuild  # only for what hardly ever happens
+
+        rebuild.recover(data_dir, log, lease_dir=lease_dir)
+        if lease_dir != data_dir:
+            rebuild.recover(lease_dir, log, attachments=False)
+    return story()
 
 
 def _bug(error: Exception, stderr: TextIO) -> CniError:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NEWEST = VERSIONS[-1]
 MAX_STDIN = 4 << 20  # bytes; a configuration with its prevResult has a few thousand
+MAX_DEPTH = 100  # of objects in objects; a configuration has some ten
+INFINITY = float("inf")
 
 # Section 2, "Parameters": what each verb cannot do without.
 REQUIRED = {
@@ -125,7 +127,16 @@ def _problems(values: Mapping[str, str]) -> list[str]:
         found.append(f"CNI_IFNAME: {ifname!r} is no interface name: 1 to 15 characters, no '/', ':' or white space")
     if "\0" in values["CNI_NETNS"]:
         found.append("CNI_NETNS: contains a NUL")
-    return found
+    return found + [f"{name}: {value!r} is not UTF-8" for name, value in values.items() if not _is_utf8(value)]
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether the octets of a variable were text: the others come as halves of surrogate pairs (PEP 383)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_identifier(text: str) -> bool:
@@ -161,17 +172,32 @@ def parse_cni_args(text: str) -> dict[str, str]:
     return args
 
 
-def decode(data: bytes) -> dict[str, Any]:
-    """The JSON object on stdin; raises DecodingFailure."""
+def decode(data: bytes | str, what: str = "stdin: the network configuration") -> dict[str, Any]:
+    """The JSON object that stdin, or whatever `what` says, holds; raises DecodingFailure."""
     if len(data) > MAX_STDIN:
-        raise DecodingFailure(f"stdin: more than {MAX_STDIN} bytes of network configuration")
+        raise DecodingFailure(f"{what} has more than {MAX_STDIN} bytes")
     try:
-        conf = quickjson.loads(data)
+        value = quickjson.loads(data)
     except (ValueError, RecursionError) as error:
-        raise DecodingFailure(f"stdin: the network configuration is not valid JSON: {error}") from error
-    if not isinstance(conf, dict):
-        raise DecodingFailure("stdin: the network configuration must be a JSON object")
-    return conf
+        raise DecodingFailure(f"{what} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DecodingFailure(f"{what} must be a JSON object")
+    if oddity := _oddity(value):
+        raise DecodingFailure(f"{what} {oddity}")
+    return value
+
+
+def _oddity(value: object) -> str:
+    """Why a value cannot be passed on as JSON, "" if it can: Python reads more than the standard knows (RFC 8259)."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        containers = [list(entry.values()) if isinstance(entry, dict) else entry for entry in level]
+        level = [entry for container in containers if isinstance(container, list) for entry in container]
+        if not level:
+            return ""
+        if any(isinstance(entry, float) and not -INFINITY < entry < INFINITY for entry in level):
+            return "holds a number that JSON cannot express"
+    return f"is nested more than {MAX_DEPTH} levels deep"
 
 
 def version_of(conf: Mapping[str, Any]) -> str:
@@ -241,12 +267,20 @@ def _parse_route(entry: Any) -> RouteConfig:
     return RouteConfig(
         dst=ip_network(entry["dst"], strict=False),
         gw=ip_address(entry["gw"]) if entry.get("gw") else None,
-        mtu=int(entry.get("mtu") or 0),
-        advmss=int(entry.get("advmss") or 0),
-        priority=int(entry.get("priority") or 0),
-        table=int(entry.get("table") or 0),
-        scope=None if scope is None else int(scope),
+        mtu=_number(entry.get("mtu")),
+        advmss=_number(entry.get("advmss")),
+        priority=_number(entry.get("priority")),
+        table=_number(entry.get("table")),
+        scope=None if scope is None else _number(scope, 255),
     )
+
+
+def _number(value: Any, highest: int = 2**32 - 1) -> int:
+    """A number that the kernel has room for; absent ones are 0."""
+    number = int(value or 0)
+    if not 0 <= number <= highest:
+        raise ValueError(f"{value} is not between 0 and {highest}")
+    return number
 
 
 def render_result(result: Result, version: str) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Records:
         return self._select("1")
 
     def of_earlier_boots(self) -> list[Attachment]:
-        """What is left of the time before the machine started anew; of all that, nothing exists but delegates' leases."""
+        """Records from before the machine started anew: nothing of that exists but what delegates have kept."""
         rows = self._execute("SELECT record FROM attachments WHERE boot_id <> ?", (self._boot_id,))
         return [decode(record) for (record,) in rows]
 

@@ -12,14 +12,15 @@ import re
 from contextlib import suppress
 
 from cni import netns
-from cni.attachment import Key, View
+from cni.attachment import PROTO_SHIMLAN, Key, View
 from cni.errors import CniError
 from cni.frozen import frozen
 from cni.kernel import Namespace
+from cni.shim import is_shim
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from ipaddress import IPv4Address, IPv6Address
 
     from cni.attachment import Attachment, Link
@@ -44,6 +45,7 @@ class Sighting:
     key: Key | None
     link: Link
     view: View
+    parent: str
     parent_in_pod: bool
 
     @property
@@ -83,8 +85,28 @@ def sightings(node: Node) -> list[Sighting]:
         os.close(home)
 
 
+def host_entries(node: Node) -> Iterator[tuple[Link, Address, str]]:
+    """What the host has of pods: the shim, the pod's address, its MAC ("" when only a route is left)."""
+    for link in node.host.links():
+        if is_shim(link):
+            macs = {entry.ip: entry.mac for entry in node.host.neighbours(link.index)}
+            routes = (route for route in node.host.routes(link.index) if route.protocol == PROTO_SHIMLAN)
+            for ip in dict.fromkeys((*(route.dst.network_address for route in routes), *macs)):
+                yield link, ip, macs.get(ip, "")
+
+
+def living_addresses(node: Node, seen: Iterable[Sighting]) -> set[Address]:
+    """The addresses of links that exist: of those seen, and of those that only the parent of a shim knows of.
+
+    A macvlan that is up has its parent receive for its MAC, whatever namespace it is in.
+    """
+    there = ((link, ip, mac) for link, ip, mac in host_entries(node) if mac)
+    behind = {ip for link, ip, mac in there if mac in node.host.received_macs(link.parent_index)}
+    return behind | {ip for sighting in seen for ip in sighting.ips}
+
+
 def namespaces() -> dict[str, str]:
-    """The network namespaces that can be seen: identity and a path, one that outlives the pod's processes if possible."""
+    """The network namespaces that can be seen, by identity; of several paths one that outlives the processes."""
     found: dict[str, str] = {}
     for path in (*_mounted(), *_named(), *_of_processes()):
         with suppress(OSError):
@@ -107,8 +129,10 @@ def _sightings_in(node: Node, path: str, home: int) -> Iterator[Sighting]:
             own = pod.namespace.fd is not None and netns.is_own(pod.namespace.fd)
             for link, parent_here in pod.namespace.children_of(home):
                 if link.kind in ("macvlan", "macvtap") and link.alias.startswith(ALIAS) and "/" in link.alias:
-                    view = _view(pod.namespace, link)
-                    yield Sighting(path, pod.id, parse_alias(link.alias), link, view, parent_here and not own)
+                    inside, view = parent_here and not own, _view(pod.namespace, link)
+                    parent = (pod.namespace if parent_here else node.host).link_at(link.parent_index)
+                    name = parent.name if parent else ""
+                    yield Sighting(path, pod.id, parse_alias(link.alias), link, view, name, inside)
     except (CniError, OSError) as error:
         node.log.debug(f"{path} is left out: {error}")
 

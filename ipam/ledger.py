@@ -375,10 +375,12 @@ def read_leases(connection: sqlite3.Connection, network: str, now: float) -> lis
 def read_ranges(connection: sqlite3.Connection, network: str, now: float) -> list[RangeUse]:
     """How the ranges of a network are used, or those of all for ""."""
     rows = connection.execute(
-        "SELECT network, first, last FROM lease_ranges WHERE network = :network OR :network = '' ORDER BY network, first",
+        "SELECT network, first, last FROM lease_ranges WHERE network = :network OR :network = ''"
+        " ORDER BY network, first",
         {"network": network},
     ).fetchall()
-    return [_range_use(Ledger(connection, name, now), Span(_number(first), _number(last))) for name, first, last in rows]
+    spans = ((name, Span(_number(first), _number(last))) for name, first, last in rows)
+    return [_range_use(Ledger(connection, name, now), span) for name, span in spans]
 
 
 def _range_use(ledger: Ledger, span: Span) -> RangeUse:

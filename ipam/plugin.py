@@ -40,6 +40,8 @@ def _serve(call: Call, raw: dict[str, Any], stderr: TextIO) -> dict[str, Any] | 
     import cni.config
     import ipam.config
     from cni.database import Database
+    from cni.log import Log
+    from cni.plugin import recovering
     from ipam.store import LeaseStore
 
     parse = ipam.config.parse_for_delete if call.command in ("DEL", "GC") else ipam.config.parse
@@ -47,10 +49,12 @@ def _serve(call: Call, raw: dict[str, Any], stderr: TextIO) -> dict[str, Any] | 
     # The main plugin may be any: of its keys only those count that mean the same everywhere.
     main_conf = cni.config.parse_for_delete(raw, call.args or {})
     leases = LeaseStore(Database(conf.data_dir))
+    log = Log(stderr, context=f"{call.command} {conf.network}: ")
     if call.command == "ADD":
-        return protocol.render_result(_add(leases, call, conf, main_conf), version)
+        result = recovering(lambda: _add(leases, call, conf, main_conf), log, conf.data_dir, conf.data_dir)
+        return protocol.render_result(result, version)
     stories = {"DEL": _delete, "CHECK": _check, "STATUS": _status, "GC": _collect}
-    stories[call.command](leases, call, conf, main_conf)
+    recovering(lambda: stories[call.command](leases, call, conf, main_conf), log, conf.data_dir, conf.data_dir)
     return None
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cni.ctl.lab import CniFailed, Lab, Node, Pod
+from cni.ctl.lab import CniFailed, Lab, Pod
 from cni.protocol import VERSIONS
 from tests.kernel.traces import held, network, records, sysctls
 

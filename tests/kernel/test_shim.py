@@ -173,8 +173,9 @@ def test_a_stopped_pods_address_serves_the_next_one_at_once(lab: Lab, family: in
     first.delete()
     second = lab.pod("second", conf, CNI_ARGS=f"IP={first.address},{first.address6}")
     assert second.where(family) == first.where(family)
-    assert lab.outside.pings(second, family)
     assert lab.host.pings(second, family)
+    # The kernel sends its advertisement from a work queue, so the first packet may still go to the old MAC.
+    assert any(lab.outside.pings(second, family, wait=0.3) for _ in range(5))
 
 
 @FAMILIES

@@ -9,7 +9,8 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from cni.ctl.lab import CniAnswer, Lab, Node, Pod
@@ -166,3 +167,14 @@ def _wait(child: int) -> int:
             os.waitpid(child, 0)
             raise TimeoutError(f"hangs for {HANG_SECONDS:g} s")
         time.sleep(0.0005)
+
+
+@contextmanager
+def read_only(directory: str) -> Iterator[None]:
+    """A directory, made if need be, in which nobody can write for the time of a block."""
+    os.makedirs(directory, exist_ok=True)
+    subprocess.run(["mount", "--bind", "-o", "ro", directory, directory], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)

@@ -14,7 +14,9 @@ import pytest
 
 import cni.config
 from cni import errors
+from cni.attachment import SHIM_SYSCTLS, Parent, shim_link, shim_mac
 from cni.ctl.validate import validate
+from cni.diff import SetSysctl, SetUp
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -165,13 +167,23 @@ def keys_in(section: Any, schema: dict[str, Any]) -> Iterator[str]:
             yield from (f"{key}.{below}" for below in keys_in(value, schema))
 
 
+def test_the_shim_is_described_as_it_is_made() -> None:
+    text = (ROOT / "docs/host-shim.md").read_text()
+    parent = Parent("eth0", index=2, mac="9a:df:c4:40:d6:fd", mtu=1500)
+    link = shim_link(parent, shim_mac(parent))
+    assert f"ip link add {link.name} link eth0 address {link.mac[:5]}" in text
+    assert f'alias "{link.alias}" {str(SetUp(link)).partition(f"{link.name} ")[2]}' in text
+    settings = [str(SetSysctl(link.name, name, value)).removeprefix("sysctl -w ") for name, value in SHIM_SYSCTLS]
+    assert sorted(settings) == sorted(re.findall(rf"net\.ipv[46]\.conf\.{link.name}\.\w+=\d", text))
+
+
 # --- the map -----------------------------------------------------------------------------------------------------
 
 
 @cache
 def layers() -> dict[str, str]:
     """The layer of each module that docs/architecture.md names."""
-    found = {}
+    found: dict[str, str] = {}
     for layer in LAYERS:
         (table,) = tables("docs/architecture.md", f"### {layer.capitalize()}")
         found |= {row[0].strip("| `"): layer for row in table}

@@ -1,0 +1,234 @@
+"""`shimlanctl status`: what is attached, what carries it, what is left of the pools, and what is wrong with any of it.
+
+It compares records and kernel as CHECK does, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cni import commands, survey
+from cni.ctl import tables
+from cni.ctl.store import add_output, add_state_dir, nothing_in, open_existing
+from cni.errors import CniError
+from cni.shim import is_shim
+
+if TYPE_CHECKING:
+    import argparse
+
+    from cni.attachment import Attachment, Link
+    from cni.node import Node
+    from ipam.ledger import RangeUse
+
+Row = dict[str, Any]
+
+OK = "ok"
+SHIM_NAME = re.compile(r"shim\d+")
+FULL = "no address left"
+ADVICE = (
+    ("stale", "`shimlanctl gc` clears it"),
+    ("unused", "`shimlanctl gc` removes it"),
+    ("differs", "have the runtime recreate the pod"),
+    ("down", "recreate one of its pods: that repairs it for all"),
+    ("foreign", "rename it if pods on its parent get no network: shimlan needs the name"),
+    (FULL, "widen the range, or see `shimlanctl pool leases` for who has them"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `status`."""
+    add_state_dir(parser)
+    add_output(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the listing; 0 also when something in it is wrong."""
+    node = open_existing(args.state_dir)
+    listing = observe(node) if node else {"attachments": [], "shims": [], "pools": []}
+    if args.output == "json":
+        print(json.dumps(listing, indent=2))
+    else:
+        print("\n".join(as_text(listing)) if node else nothing_in(args.state_dir))
+    return 0
+
+
+# --- what is there -----------------------------------------------------------------------------------------------
+
+
+def observe(node: Node) -> dict[str, list[Row]]:
+    """The listing: attachments, shims, pools."""
+    recorded = node.records.all()
+    attachments = [_attachment(attachment, _state(node, attachment)) for attachment in recorded]
+    attachments += [_attachment(old, "stale: of an earlier boot") for old in node.records.of_earlier_boots()]
+    return {
+        "attachments": sorted(attachments, key=lambda row: (row["network"], row["containerID"], row["ifname"])),
+        "shims": list(_shims(node, recorded)),
+        "pools": [pool(use) for use in node.leases(node.data_dir).ranges()],
+    }
+
+
+def _attachment(attachment: Attachment, state: str) -> Row:
+    key, link, shim = attachment.key, attachment.sandbox.link, attachment.host.link
+    return {
+        "network": key.network,
+        "containerID": key.container_id,
+        "ifname": key.ifname,
+        "pod": attachment.pod,
+        "netns": attachment.netns,
+        "parent": attachment.parent,
+        "mode": link.mode if link else "",
+        "mac": link.mac if link else "",
+        "ips": [str(address) for address in attachment.sandbox.addresses],
+        "shim": shim.name if shim else "",
+        "state": state,
+    }
+
+
+def _state(node: Node, attachment: Attachment) -> str:
+    standing = survey.standing(attachment)
+    if standing.state == survey.GONE:
+        return "stale: namespace gone"
+    if standing.state == survey.UNCLEAR:
+        return f"unknown: {standing.reason}"
+    try:
+        with node.pod(attachment.netns, own_allowed=True) as pod:
+            found = list(commands.differences(node, attachment, pod))
+    except CniError as error:
+        return f"unknown: {error.msg}"
+    return f"differs: {'; '.join(found)}" if found else OK
+
+
+def _shims(node: Node, recorded: Sequence[Attachment]) -> Iterator[Row]:
+    """Our shims, and links that only have such a name."""
+    strangers = _unrecorded(node, recorded)
+    for link in node.host.links():
+        ours = is_shim(link)
+        if ours or SHIM_NAME.fullmatch(link.name):
+            parent = node.host.link_at(link.parent_index) if link.parent_index else None
+            users = sum(1 for each in recorded if each.host.link and each.host.link.name == link.name)
+            yield {
+                "name": link.name,
+                "parent": parent.name if parent else "",
+                "mac": link.mac,
+                "up": link.up,
+                "pods": users,
+                "state": _shim_state(link, users, strangers.get(link.name, [])) if ours else "foreign: not made by us",
+            }
+
+
+def _shim_state(link: Link, users: int, strangers: Sequence[str]) -> str:
+    if strangers:
+        return f"foreign: leads to {', '.join(strangers)}, not recorded here"
+    if not users:
+        return "unused"
+    return OK if link.up else "down"
+
+
+def _unrecorded(node: Node, recorded: Iterable[Attachment]) -> dict[str, list[str]]:
+    """The addresses behind each shim that belong to no attachment."""
+    known = {ip for attachment in recorded for ip in attachment.ips}
+    found: dict[str, list[str]] = {}
+    for link, ip, _ in survey.host_entries(node):
+        if ip not in known:
+            found.setdefault(link.name, []).append(str(ip))
+    return found
+
+
+def pool(use: RangeUse) -> Row:
+    """A range in a listing. What of it is excluded stands in the configuration, which the store does not know."""
+    return {
+        "network": use.network,
+        "start": str(use.start),
+        "end": str(use.end),
+        "size": use.size,
+        "held": use.held,
+        "cooling": use.cooling,
+        "conflict": use.conflict,
+        "excluded": None,
+    }
+
+
+# --- how it is told ----------------------------------------------------------------------------------------------
+
+
+def as_text(listing: dict[str, list[Row]]) -> list[str]:
+    """The listing for people: what is wrong comes first."""
+    wrong = list(_problems(listing))
+    head = tables.section(f"{len(wrong)} PROBLEM{'S' if len(wrong) > 1 else ''}", wrong) if wrong else []
+    return [
+        *head,
+        *_attachments_text(listing["attachments"]),
+        *_shims_text(listing["shims"]),
+        *pools_text(listing["pools"]),
+    ]
+
+
+def _problems(listing: dict[str, list[Row]]) -> Iterator[str]:
+    for row in listing["attachments"]:
+        if row["state"] != OK:
+            yield _problem(f"{row['network']} {tables.short(row['containerID'])} {row['ifname']}", row["state"])
+    for row in listing["shims"]:
+        if row["state"] != OK:
+            yield _problem(row["name"], row["state"])
+    for row in listing["pools"]:
+        if row["held"] + row["conflict"] >= row["size"]:
+            yield _problem(f"{row['network']} {row['start']}-{row['end']}", FULL)
+
+
+def _problem(what: str, state: str) -> str:
+    advice = next((text for beginning, text in ADVICE if state.startswith(beginning)), "")
+    return f"! {what}: {state}" + (f" -- {advice}" if advice else "")
+
+
+def _attachments_text(rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return ["no attachments", ""]
+    headers = ("", "NETWORK", "CONTAINER", "IFNAME", "POD", "ADDRESSES", "MAC", "PARENT", "MODE", "SHIM", "STATE")
+    cells = (
+        (
+            _mark(row["state"]),
+            row["network"],
+            tables.short(row["containerID"]),
+            row["ifname"],
+            row["pod"],
+            ",".join(row["ips"]),
+            row["mac"],
+            row["parent"],
+            row["mode"],
+            row["shim"],
+            _beginning(row["state"]),
+        )
+        for row in rows
+    )
+    return tables.section("ATTACHMENTS", tables.table(headers, cells))
+
+
+def _shims_text(rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return ["no shims", ""]
+    headers = ("", "NAME", "PARENT", "MAC", "PODS", "STATE")
+    cells = (
+        (_mark(row["state"]), row["name"], row["parent"], row["mac"], row["pods"], _beginning(row["state"]))
+        for row in rows
+    )
+    return tables.section("SHIMS", tables.table(headers, cells))
+
+
+def pools_text(rows: Sequence[Row]) -> list[str]:
+    """The table of the pools."""
+    if not rows:
+        return ["no pools: no address was leased since the start of the machine", ""]
+    headers = ("NETWORK", "START", "END", "SIZE", "HELD", "COOLING", "CONFLICT")
+    return tables.section("POOLS", tables.table(headers, ([row[name.lower()] for name in headers] for row in rows)))
+
+
+def _mark(state: str) -> str:
+    return " " if state == OK else "!"
+
+
+def _beginning(state: str) -> str:
+    """The table shows what kind of trouble it is; the list of problems says the rest."""
+    return state if state.startswith("stale") else state.partition(":")[0]

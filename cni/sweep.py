@@ -1,0 +1,243 @@
+"""Taking back what is stale, whether a runtime asks for it or not: the work behind `shimlanctl gc`.
+
+An attachment is stale when its namespace is gone. Everything else is when no attachment here is recorded for it *and*
+nothing shows that a pod still lives by it: no link with its name or address in any namespace that can be seen, no
+child of the parent with its MAC. So neither pods in namespaces that cannot be seen from here are touched, nor those of
+another data directory that share a shim.
+
+Leases without an attachment are taken back only if shimlan itself got them, which shows in their parent: an ADD was
+killed between the lease and the record. Those of shimlan-ipam under another main plugin never have an attachment, and
+who holds them is not known here: they are the runtime's DEL and GC to release.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+from cni import delegate, nftables, shim, survey, teardown
+from cni.attachment import PROTO_SHIMLAN, Key
+from cni.errors import CniError, KernelRefused
+from cni.frozen import frozen
+from cni.protocol import Call
+from ipam.config import IpamConf
+from ipam.store import RECOVERED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from ipaddress import IPv4Address, IPv6Address
+
+    from cni.attachment import Attachment, Link
+    from cni.node import Node
+
+    Address = IPv4Address | IPv6Address
+
+COOLDOWN_SECONDS = IpamConf.cooldown_seconds  # of leases without an attachment; the configuration is not known here
+LINGER_SECONDS = 3.0  # how long a MAC may stay on the parent when its namespace goes away; mostly 0.05
+LINGER_PAUSE = 0.02
+
+
+@frozen
+class Finding:
+    """Something stale, and the commands that clear it by hand."""
+
+    what: str
+    commands: tuple[str, ...]
+
+
+@frozen
+class Outcome:
+    """What was (or would be) cleared, what was left alone and why, and what could not be cleared."""
+
+    cleared: tuple[Finding, ...]
+    left: tuple[str, ...]
+    errors: tuple[str, ...]
+
+
+def sweep(node: Node, dry_run: bool = False) -> Outcome:
+    """Clear everything stale, or only tell what that is; errors do not stop it."""
+    broom = _Broom(node, dry_run)
+    broom.attachments()
+    broom.earlier_boots()
+    broom.host_entries()
+    broom.leases()
+    broom.recovered_leases()
+    broom.shims()
+    broom.source_nat()
+    return Outcome(tuple(broom.cleared), tuple(broom.left), tuple(broom.errors))
+
+
+class _Broom:
+    def __init__(self, node: Node, dry_run: bool) -> None:
+        self.cleared: list[Finding] = []
+        self.left: list[str] = []
+        self.errors: list[str] = []
+        self._node = node
+        self._dry_run = dry_run
+        self._seen = survey.sightings(node)
+        self._gone: set[Key] = set()
+        self._patience = LINGER_SECONDS
+
+    # --- what is recorded --------------------------------------------------------------------------------------
+
+    def attachments(self) -> None:
+        """Attachments whose namespace is gone."""
+        for attachment in self._node.records.all():
+            if survey.standing(attachment).state != survey.PRESENT:
+                with self._node.locks.attachment(attachment.key):
+                    self._judge(attachment.key)
+
+    def _judge(self, key: Key) -> None:
+        """Clear an attachment if it is (still) stale; under its lock no command works on it."""
+        attachment = self._node.records.find(key)
+        if attachment is None or (standing := survey.standing(attachment)).state == survey.PRESENT:
+            return
+        doubt = standing.reason if standing.state == survey.UNCLEAR else self._sign_of_life(attachment)
+        if doubt:
+            self.left.append(f"{_words(key)}: {doubt}")
+            return
+        self._gone.add(key)
+        finding = Finding(f"{_words(key)}: namespace gone: {standing.reason}", tuple(_by_hand(attachment)))
+        self._clear(finding, partial(teardown.take_back, self._node, attachment))
+
+    def _sign_of_life(self, attachment: Attachment) -> str:
+        """What shows that a link exists although its namespace is not where it was; "" for nothing."""
+        for sighting in self._seen:
+            if sighting.key == attachment.key:
+                return f"its link is alive in {sighting.netns}"
+        link = attachment.sandbox.link
+        if link and not attachment.parent_in_pod and self._receives(attachment.parent_index, link.mac):
+            return f"{attachment.parent} still has a child {link.mac}: it lives in a namespace not to be seen from here"
+        return ""
+
+    def earlier_boots(self) -> None:
+        """Records from before the machine started anew."""
+        for attachment in self._node.records.of_earlier_boots():
+            forgotten = f"# forget the record of {_words(attachment.key)}"
+            finding = Finding(f"{_words(attachment.key)}: of an earlier boot", (forgotten,))
+            self._clear(finding, partial(self._forget, attachment))
+
+    def _forget(self, attachment: Attachment) -> None:
+        key = attachment.key
+        with self._node.locks.attachment(key):
+            if self._node.records.find(key) is None:
+                if attachment.delegate:
+                    delegate.delete(attachment.delegate, Call("DEL", key.container_id, "", key.ifname))
+                self._node.records.forget(key)
+
+    # --- what no record tells of -------------------------------------------------------------------------------
+
+    def host_entries(self) -> None:
+        """Routes and neighbours on shims that lead nowhere."""
+        entries = list(survey.host_entries(self._node))
+        recorded = {ip for attachment in self._node.records.all() for ip in attachment.ips}
+        strangers = [(link, ip, mac) for link, ip, mac in entries if ip not in recorded]
+        seen = {ip for sighting in self._seen for ip in sighting.ips}
+        for link, ip, mac in strangers:
+            if ip in seen or (mac and self._receives(link.parent_index, mac)):
+                self.left.append(f"{ip} behind {link.name}: not recorded here, but its pod is alive")
+            else:
+                finding = Finding(f"{ip} behind {link.name}: of no attachment", tuple(_entry_by_hand(link, ip)))
+                self._clear(finding, partial(shim.forget, self._node, [ip]))
+
+    def leases(self) -> None:
+        """Leases that shimlan got for an attachment of which nothing was made."""
+        leases = self._node.leases(self._node.data_dir)
+        got = [lease for lease in leases.leases() if lease.state == "held" and lease.parent]
+        keys = dict.fromkeys(Key(e.network, e.container_id, e.ifname) for e in got if e.network != RECOVERED)
+        recorded = {attachment.key for attachment in self._node.records.all()}
+        for key in keys:
+            if key not in recorded:
+                with self._node.locks.attachment(key):
+                    self._release(key)
+
+    def _release(self, key: Key) -> None:
+        leases = self._node.leases(self._node.data_dir)
+        ips = leases.find(key.network, key.container_id, key.ifname)
+        alive = survey.living_addresses(self._node, self._seen)
+        if not ips or self._node.records.find(key) or alive.intersection(ips):
+            return
+        commands = (f"shimlanctl pool release {ip} --network {key.network} --yes" for ip in ips)
+        finding = Finding(f"{_words(key)}: leased, but never attached", tuple(commands))
+        self._clear(finding, partial(leases.release, key.network, key.container_id, key.ifname, COOLDOWN_SECONDS))
+
+    def recovered_leases(self) -> None:
+        """Addresses that a rebuilt store keeps for pods of which nothing is left."""
+        leases = self._node.leases(self._node.data_dir)
+        alive = survey.living_addresses(self._node, self._seen)
+        for lease in leases.leases(RECOVERED):
+            if lease.state == "held" and lease.address not in alive:
+                command = f"shimlanctl pool release {lease.address} --network {RECOVERED} --yes"
+                finding = Finding(f"{lease.address}: kept for a pod that is gone", (command,))
+                self._clear(finding, partial(leases.free_recovered, [lease.address]))
+
+    # --- what nobody needs any more ----------------------------------------------------------------------------
+
+    def shims(self) -> None:
+        """Shims without pods."""
+        alive = survey.living_addresses(self._node, self._seen)
+        needed = {link.name for link, ip, _ in survey.host_entries(self._node) if ip in alive}
+        needed |= {attachment.host.link.name for attachment in self._remaining() if attachment.host.link}
+        for link in self._node.host.links():
+            if shim.is_shim(link) and link.name not in needed:
+                finding = Finding(f"{link.name}: no attachment uses it", (f"ip link del {link.name}",))
+                self._clear(finding, partial(shim.remove_unused, self._node, link, link.parent_index))
+
+    def source_nat(self) -> None:
+        """The nftables table, when it holds anything else than what the attachments need."""
+        rules = [rule for attachment in reversed(list(self._remaining())) for rule in attachment.source_nat]
+        try:
+            with nftables.connect() as socket:
+                if nftables.in_place(socket, rules):
+                    return
+        except KernelRefused:  # no nftables, no table
+            return
+        command = "# rewrite table inet shimlan" if rules else "nft delete table inet shimlan"
+        self._clear(
+            Finding("nft table inet shimlan: not what the attachments need", (command,)),
+            partial(shim.sync_source_nat, self._node),
+        )
+
+    # --- tools -------------------------------------------------------------------------------------------------
+
+    def _remaining(self) -> Iterator[Attachment]:
+        return (attachment for attachment in self._node.records.all() if attachment.key not in self._gone)
+
+    def _receives(self, parent_index: int, mac: str) -> bool:
+        """Whether the parent has a child with that MAC; waits for those that are just going away."""
+        while mac in self._node.host.received_macs(parent_index):
+            if self._patience <= 0:
+                return True
+            time.sleep(LINGER_PAUSE)
+            self._patience -= LINGER_PAUSE
+        return False
+
+    def _clear(self, finding: Finding, action: Callable[[], object]) -> None:
+        try:
+            if not self._dry_run:
+                action()
+        except (CniError, OSError) as error:
+            self.errors.append(f"{finding.what}: {error}")
+        else:
+            self.cleared.append(finding)
+
+
+def _by_hand(attachment: Attachment) -> Iterator[str]:
+    key, shim_link = attachment.key, attachment.host.link
+    if shim_link:
+        for ip in attachment.ips:
+            yield from _entry_by_hand(shim_link, ip)
+    if attachment.leasing:
+        for ip in attachment.ips:
+            yield f"shimlanctl pool release {ip} --network {key.network} --yes"
+    yield f"# forget the record of {_words(key)}"
+
+
+def _entry_by_hand(link: Link, ip: Address) -> Iterable[str]:
+    yield f"ip route del {ip} dev {link.name} proto {PROTO_SHIMLAN}"
+    yield f"ip neigh del {ip} dev {link.name}"
+
+
+def _words(key: Key) -> str:
+    return f"{key.ifname} of {key.container_id} in network {key.network}"

@@ -1,0 +1,132 @@
+"""ADD and DEL that end halfway, at every request to the kernel: refused, or killed. Nothing remains of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni.ctl.lab import Lab, Pod
+from cni.ctl.runtime import PLUGIN_DIRECTORIES, CniAnswer, Json
+from tests.kernel.traces import held, network, records
+
+# The plugin, whose n-th conversation with the kernel goes wrong. Of a batch, all but the last message are sent.
+SABOTAGED = """
+import errno, os, signal, sys
+from cni import netlink, plugin
+
+how, number = sys.argv[1], int(sys.argv[2])
+conversations = 0
+
+def sabotaged(method):
+    def call(self, *arguments):
+        global conversations
+        conversations += 1
+        if conversations < number or (how != "broken" and conversations > number):
+            return method(self, *arguments)
+        if how == "killed":
+            try:
+                method(self, *arguments)
+            finally:
+                os.kill(os.getpid(), signal.SIGKILL)
+        refusal = netlink.NetlinkError(errno.EIO, "sabotaged")
+        if method.__name__ == "request" and arguments[0]:
+            return [*method(self, arguments[0][:-1]), refusal]
+        raise refusal
+    return call
+
+for name in ("request", "get", "dump", "batch"):
+    setattr(netlink.Socket, name, sabotaged(getattr(netlink.Socket, name)))
+plugin.run()
+"""
+
+HOST_LOCAL = pytest.mark.skipif(
+    not any(shutil.which("host-local", path=directory) for directory in PLUGIN_DIRECTORIES),
+    reason="the reference plugins are not installed",
+)
+NETWORKS = [
+    pytest.param({"dual": True, "shim": {"routes": ["10.96.0.0/16"]}}, id="all of it"),
+    pytest.param({"shim": False}, id="no shim"),
+    pytest.param({"ipam": {"type": "host-local"}}, id="delegated", marks=HOST_LOCAL),
+]
+MOST = 60  # conversations of one ADD; more would mean that the sabotage never stops
+
+
+def call(lab: Lab, pod: Pod, command: str, how: str, number: int) -> CniAnswer:
+    """One verb of the sabotaged plugin."""
+    environ = {"CNI_COMMAND": command, "CNI_PATH": ":".join(lab.runtime().directories), **pod.variables}
+    done = lab.host.run(sys.executable, "-c", SABOTAGED, how, str(number), check=False, env=environ,
+                        input=json.dumps(pod.conf))
+    return CniAnswer("shimlan", command, done.returncode, done.stdout, done.stderr)
+
+
+def assert_nothing_is_left(lab: Lab, pod: Pod, before: Json) -> None:
+    assert network(lab.host) == before
+    assert [link["ifname"] for link in pod.links()] == ["lo"]
+    assert held(lab) == records(lab) == []
+    assert list(Path(lab.data_dir, "lan").glob("192.0.2.*")) == []  # of host-local
+
+
+@pytest.mark.parametrize("changes", NETWORKS)
+def test_an_add_that_is_refused_anywhere_leaves_nothing(lab: Lab, changes: dict[str, Any]) -> None:
+    before, pod = network(lab.host), lab.container("a", lab.conf(**changes))
+    for number in range(1, MOST):
+        answer = call(lab, pod, "ADD", "refused", number)
+        if answer.ok:  # there is no conversation of that number, or one that nothing depends on
+            break
+        assert answer.json["code"] in (102, 103), answer
+        assert "Traceback" not in answer.stderr
+        assert_nothing_is_left(lab, pod, before)
+    assert number > 5
+
+
+def delete(lab: Lab, pod: Pod) -> None:
+    """DEL of a runtime that never got a result."""
+    lab.cni("DEL", pod.conf, **pod.variables).or_raise()
+
+
+def collect(lab: Lab, pod: Pod) -> None:
+    """GC of a runtime that knows of no container."""
+    lab.cni("GC", {**pod.conf, "cni.dev/valid-attachments": []}).or_raise()
+
+
+def add_again(lab: Lab, pod: Pod) -> None:
+    """A runtime that tries once more, and then ends the container."""
+    pod.add()
+    pod.check()
+    assert len(records(lab)) == 1
+    pod.delete()
+
+
+@pytest.mark.parametrize("changes", NETWORKS)
+@pytest.mark.parametrize("clear", [delete, collect, add_again])
+@pytest.mark.parametrize("how", ["killed", "broken"])
+def test_an_add_that_ends_anywhere_is_cleared(
+    lab: Lab, changes: dict[str, Any], clear: Callable[[Lab, Pod], None], how: str
+) -> None:
+    before, pod = network(lab.host), lab.container("a", lab.conf(**changes))
+    for number in range(1, MOST):
+        done = call(lab, pod, "ADD", how, number).ok
+        clear(lab, pod)
+        assert_nothing_is_left(lab, pod, before)
+        if done:
+            break
+    assert number > 5
+
+
+@pytest.mark.parametrize("changes", NETWORKS)
+def test_a_del_that_is_killed_anywhere_is_finished_by_the_next(lab: Lab, changes: dict[str, Any]) -> None:
+    before, pod = network(lab.host), lab.container("a", lab.conf(**changes))
+    for number in range(1, MOST):
+        pod.add()
+        done = call(lab, pod, "DEL", "killed", number).ok
+        delete(lab, pod)
+        assert_nothing_is_left(lab, pod, before)
+        if done:
+            break
+    assert number > 1
