@@ -82,16 +82,16 @@ class SetUp:
 
 
 @frozen
-class ReplaceRoute:
-    """Add or correct a route; `found` is what stands there instead."""
+class SetRoute:
+    """Add a route before those of other links to the same destination, or correct our own; `found` is what it is."""
 
     link: str
     route: Route
     found: Route | None = None
 
     def __str__(self) -> str:
-        instead = f" (it is {_route_words(self.found, self.link)})" if self.found else ""
-        return f"ip route replace {_route_words(self.route, self.link)}{instead}"
+        verb, instead = ("replace", f" (it is {_route_words(self.found, self.link)})") if self.found else ("prepend", "")
+        return f"ip route {verb} {_route_words(self.route, self.link)}{instead}"
 
 
 @frozen
@@ -108,7 +108,7 @@ class ReplaceNeighbour:
         return f"ip neigh replace {entry.ip} lladdr {entry.mac} dev {self.link} nud permanent{instead}"
 
 
-Change = AddLink | SetLink | SetSysctl | AddAddress | SetUp | ReplaceRoute | ReplaceNeighbour
+Change = AddLink | SetLink | SetSysctl | AddAddress | SetUp | SetRoute | ReplaceNeighbour
 
 
 def diff(wanted: View, observed: View) -> tuple[Change, ...]:
@@ -170,11 +170,10 @@ def _neighbour_changes(wanted: View, observed: View) -> Iterator[Change]:
 
 def _route_changes(wanted: View, observed: View) -> Iterator[Change]:
     assert wanted.link is not None
-    present = {_route_key(route): route for route in observed.routes}
     for route in wanted.routes:
-        found = present.get(_route_key(route))
-        if found is None or not _same_route(route, found):
-            yield ReplaceRoute(wanted.link.name, route, found)
+        found = [other for other in observed.routes if _route_key(other) == _route_key(route)]
+        if not any(_same_route(route, other) for other in found):
+            yield SetRoute(wanted.link.name, route, found[0] if found else None)
 
 
 def _route_key(route: Route) -> tuple[object, ...]:

@@ -13,7 +13,7 @@ from contextlib import closing
 
 from cni import deletion, netns, rtnetlink
 from cni.attachment import MAIN_TABLE, SHIM_ALIAS, Facts, View, shim_name, wants_shim
-from cni.diff import AddLink, SetSysctl
+from cni.diff import AddLink, SetRoute, SetSysctl
 from cni.errors import InvalidConfig, KernelRefused, ParentUnusable
 from cni.frozen import replace
 from cni.netlink import NetlinkError, Socket
@@ -129,7 +129,7 @@ class Namespace:
     def routes(self, index: int) -> list[Route]:
         """The unicast routes through a link, of both families and all tables."""
         found = (self._routes(rtnetlink.dump_routes(version, index=index)) for version in (4, 6))
-        return [route for routes in found for _, route in routes]
+        return [route for routes in found for owner, route in routes if owner == index]
 
     def default_link(self) -> str:
         """The name of the link of the default route, of IPv4 before IPv6, of the lowest metric; "" without any."""
@@ -142,8 +142,7 @@ class Namespace:
         return ""
 
     def _routes(self, question: Message) -> list[tuple[int, Route]]:
-        found = map(rtnetlink.parse_route, self._dump(question))
-        return [pair for pair in found if pair is not None]
+        return [pair for body in self._dump(question) for pair in rtnetlink.parse_routes(body)]
 
     def neighbours(self, index: int) -> list[Neighbour]:
         """The permanent neighbour entries of a link."""
@@ -235,7 +234,8 @@ class Namespace:
         start, deadline = 0, time.monotonic() + MAC_RETRY_SECONDS
         while True:
             answers = self._socket.request(messages[start:])
-            failed = next((number for number, answer in enumerate(answers) if answer), None)
+            refused = zip(answers, changes[start:], strict=True)
+            failed = next((number for number, pair in enumerate(refused) if _is_failure(*pair)), None)
             if failed is None:
                 return
             start += failed
@@ -263,6 +263,11 @@ class Namespace:
 
 def _link_name(change: Change) -> str:
     return change.link if isinstance(change.link, str) else change.link.name
+
+
+def _is_failure(answer: NetlinkError | None, change: Change) -> bool:
+    """Whether a change was refused; a route that stands there in every detail is as good as set."""
+    return answer is not None and not (answer.errno == errno.EEXIST and isinstance(change, SetRoute))
 
 
 def _is_same(link: Link, wanted: Link) -> bool:

@@ -44,7 +44,7 @@ class Locks:
 
     @contextmanager
     def attachment_if_free(self, key: Key) -> Iterator[bool]:
-        """The same without waiting; whether it is ours. For those who hold one already and must not wait for another."""
+        """The same without waiting; whether it is ours. For those who hold one and must not wait for another."""
         with self._opened() as fd:
             yield _locked(fd, _byte(key))
 

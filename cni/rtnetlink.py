@@ -10,7 +10,7 @@ import struct
 from ipaddress import ip_address, ip_network
 
 from cni.attachment import MAIN_TABLE, SCOPE_LINK, InterfaceAddress, Link, Neighbour, Parent, Route
-from cni.diff import AddAddress, ReplaceNeighbour, ReplaceRoute, SetUp
+from cni.diff import AddAddress, ReplaceNeighbour, SetRoute, SetUp
 from cni.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -168,8 +168,9 @@ def encode(change: Change, index: int) -> Message:
             return Message(RTM_SETLINK, 0, header + text(IFLA_IFALIAS, link.alias))
         case AddAddress(_, address):
             return _address_message(address, index)
-        case ReplaceRoute(_, route):
-            return _route_message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, route, index)
+        case SetRoute(_, route, found):
+            # Neither NLM_F_EXCL nor, for a new one, NLM_F_REPLACE: routes of other links to the same destination stay.
+            return _route_message(RTM_NEWROUTE, NLM_F_CREATE | (NLM_F_REPLACE if found else 0), route, index)
         case ReplaceNeighbour(_, neighbour):
             return _neighbour_message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, neighbour, index)
     raise ValueError(change)
@@ -280,28 +281,38 @@ def parse_address(body: bytes) -> tuple[int, InterfaceAddress, bool]:
     return index, InterfaceAddress(ip, prefixlen), usable
 
 
-def parse_route(body: bytes) -> tuple[int, Route] | None:
-    """The index of the (first) link and the route; None for what is no unicast route."""
+def parse_routes(body: bytes) -> Iterator[tuple[int, Route]]:
+    """The index of the link and the route, for each next hop; nothing for what is no unicast route."""
     family, prefixlen, _, _, table, protocol, scope, kind, _ = ROUTE_HEADER.unpack_from(body)
     if kind != RTN_UNICAST or family not in (AF_INET, AF_INET6):
-        return None
+        return
     attributes = attribute_map(body, ROUTE_HEADER.size)
-    dst = attributes.get(RTA_DST, bytes(4 if family == AF_INET else 16))
     metrics = attribute_map(attributes.get(RTA_METRICS, b""))
-    index = _u32(attributes.get(RTA_OIF))
-    if not index and (hops := attributes.get(RTA_MULTIPATH)):
-        index = NEXTHOP_HEADER.unpack_from(hops)[3]
-    return index, Route(
-        dst=ip_network((dst, prefixlen)),
-        via=_ip(attributes.get(RTA_GATEWAY)),
-        src=_ip(attributes.get(RTA_PREFSRC)),
-        scope=scope,
-        metric=_u32(attributes.get(RTA_PRIORITY)),
-        table=_u32(attributes.get(RTA_TABLE)) or table,
-        mtu=_u32(metrics.get(RTAX_MTU)),
-        advmss=_u32(metrics.get(RTAX_ADVMSS)),
-        protocol=protocol,
-    )
+    for index, gateway in _next_hops(attributes):
+        yield index, Route(
+            dst=ip_network((attributes.get(RTA_DST, bytes(4 if family == AF_INET else 16)), prefixlen)),
+            via=_ip(gateway),
+            src=_ip(attributes.get(RTA_PREFSRC)),
+            scope=scope,
+            metric=_u32(attributes.get(RTA_PRIORITY)),
+            table=_u32(attributes.get(RTA_TABLE)) or table,
+            mtu=_u32(metrics.get(RTAX_MTU)),
+            advmss=_u32(metrics.get(RTAX_ADVMSS)),
+            protocol=protocol,
+        )
+
+
+def _next_hops(attributes: dict[int, bytes]) -> Iterator[tuple[int, bytes | None]]:
+    """(link index, gateway) of one or of several (struct rtnexthop, include/uapi/linux/rtnetlink.h) next hops."""
+    hops = attributes.get(RTA_MULTIPATH)
+    if hops is None:
+        yield _u32(attributes.get(RTA_OIF)), attributes.get(RTA_GATEWAY)
+        return
+    offset = 0
+    while offset + NEXTHOP_HEADER.size <= len(hops):
+        length, _, _, index = NEXTHOP_HEADER.unpack_from(hops, offset)
+        yield index, attribute_map(hops[offset : offset + length], NEXTHOP_HEADER.size).get(RTA_GATEWAY)
+        offset += max((length + 3) & ~3, NEXTHOP_HEADER.size)
 
 
 def parse_parent_nsid(body: bytes) -> int | None:

@@ -5,7 +5,7 @@ Who needs them is what the records say; a lock per parent keeps one process from
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from cni import nftables
 from cni.attachment import SHIM_ALIAS, View
@@ -45,8 +45,8 @@ def detach(node: Node, attachment: Attachment) -> None:
 def retire(node: Node, attachment: Attachment) -> None:
     """Forget an attachment of which nothing else is left, and remove shim and source NAT if it was the last user.
 
-    Under the locks, and the record last: whoever is killed in between leaves it to the next DEL, and of two who leave at
-    once the second sees that nobody is left.
+    Under the locks, and the record last: whoever is killed in between leaves it to the next DEL, and of two who leave
+    at once the second sees that nobody is left.
     """
     shim = attachment.host.link
     if shim is None:
@@ -87,10 +87,22 @@ def forget(node: Node, ips: Iterable[Address]) -> None:
         return
     for link in node.host.links():
         if is_shim(link):
-            routes = tuple(r for r in node.host.routes(link.index) if r.dst.network_address in orphans)
-            neighbours = tuple(n for n in node.host.neighbours(link.index) if n.ip in orphans)
-            node.host.remove_host_entries(View(link=link, routes=routes, neighbours=neighbours))
-            remove_unused(node, link, link.parent_index)
+            _forget_behind(node, link, orphans)
+
+
+def _forget_behind(node: Node, shim: Link, orphans: set[Address]) -> None:
+    routes, neighbours = node.host.routes(shim.index), node.host.neighbours(shim.index)
+    lost = View(
+        link=shim,
+        routes=tuple(route for route in routes if route.dst.network_address in orphans),
+        neighbours=tuple(entry for entry in neighbours if entry.ip in orphans),
+    )
+    node.host.remove_host_entries(lost)
+    # Other entries are of pods whose records were lost as well: they still live by the shim, and by its source NAT.
+    if len(lost.routes) == len(routes):
+        remove_unused(node, shim, shim.parent_index)
+        with suppress(KernelRefused):  # a kernel without nftables has no table to look after
+            sync_source_nat(node)
 
 
 def is_shim(link: Link) -> bool:

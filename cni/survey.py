@@ -100,8 +100,9 @@ def living_addresses(node: Node, seen: Iterable[Sighting]) -> set[Address]:
 
     A macvlan that is up has its parent receive for its MAC, whatever namespace it is in.
     """
-    there = ((link, ip, mac) for link, ip, mac in host_entries(node) if mac)
-    behind = {ip for link, ip, mac in there if mac in node.host.received_macs(link.parent_index)}
+    entries = list(host_entries(node))
+    macs = {link.parent_index: node.host.received_macs(link.parent_index) for link, _, _ in entries}
+    behind = {ip for link, ip, mac in entries if mac in macs[link.parent_index]}
     return behind | {ip for sighting in seen for ip in sighting.ips}
 
 

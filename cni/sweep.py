@@ -25,7 +25,7 @@ from ipam.store import RECOVERED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator, Set
     from ipaddress import IPv4Address, IPv6Address
 
     from cni.attachment import Attachment, Link
@@ -138,7 +138,7 @@ class _Broom:
             if ip in seen or (mac and self._receives(link.parent_index, mac)):
                 self.left.append(f"{ip} behind {link.name}: not recorded here, but its pod is alive")
             else:
-                finding = Finding(f"{ip} behind {link.name}: of no attachment", tuple(_entry_by_hand(link, ip)))
+                finding = Finding(f"{ip} behind {link.name}: of no attachment", tuple(_entry_by_hand(link, ip, mac)))
                 self._clear(finding, partial(shim.forget, self._node, [ip]))
 
     def leases(self) -> None:
@@ -147,16 +147,16 @@ class _Broom:
         got = [lease for lease in leases.leases() if lease.state == "held" and lease.parent]
         keys = dict.fromkeys(Key(e.network, e.container_id, e.ifname) for e in got if e.network != RECOVERED)
         recorded = {attachment.key for attachment in self._node.records.all()}
+        alive = survey.living_addresses(self._node, self._seen)
         for key in keys:
             if key not in recorded:
                 with self._node.locks.attachment(key):
-                    self._release(key)
+                    self._release(key, alive)
 
-    def _release(self, key: Key) -> None:
+    def _release(self, key: Key, alive: Set[Address]) -> None:
         leases = self._node.leases(self._node.data_dir)
         ips = leases.find(key.network, key.container_id, key.ifname)
-        alive = survey.living_addresses(self._node, self._seen)
-        if not ips or self._node.records.find(key) or alive.intersection(ips):
+        if not ips or self._node.records.find(key) or alive & set(ips):
             return
         commands = (f"shimlanctl pool release {ip} --network {key.network} --yes" for ip in ips)
         finding = Finding(f"{_words(key)}: leased, but never attached", tuple(commands))
@@ -226,17 +226,19 @@ class _Broom:
 def _by_hand(attachment: Attachment) -> Iterator[str]:
     key, shim_link = attachment.key, attachment.host.link
     if shim_link:
+        macs = {entry.ip: entry.mac for entry in attachment.host.neighbours}
         for ip in attachment.ips:
-            yield from _entry_by_hand(shim_link, ip)
+            yield from _entry_by_hand(shim_link, ip, macs.get(ip, ""))
     if attachment.leasing:
         for ip in attachment.ips:
             yield f"shimlanctl pool release {ip} --network {key.network} --yes"
     yield f"# forget the record of {_words(key)}"
 
 
-def _entry_by_hand(link: Link, ip: Address) -> Iterable[str]:
+def _entry_by_hand(link: Link, ip: Address, mac: str) -> Iterator[str]:
     yield f"ip route del {ip} dev {link.name} proto {PROTO_SHIMLAN}"
-    yield f"ip neigh del {ip} dev {link.name}"
+    if mac:
+        yield f"ip neigh del {ip} dev {link.name}"
 
 
 def _words(key: Key) -> str:

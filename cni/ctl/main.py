@@ -19,7 +19,7 @@ COMMANDS = {
     "status": "attachments, shims and pools, and what is wrong with them",
     "pool": "usage of the pools, leases, releasing one",
     "validate": "check a conf or conflist",
-    "gc": "clear what is stale: namespaces gone, leases and routes of nobody",
+    "gc": "clear what is stale; a look before is --dry-run",
 }
 EXAMPLES = """examples:
   shimlanctl demo

@@ -28,11 +28,13 @@ Row = dict[str, Any]
 OK = "ok"
 SHIM_NAME = re.compile(r"shim\d+")
 FULL = "no address left"
+DIFFERS = "differs: "
 ADVICE = (
     ("stale", "`shimlanctl gc` clears it"),
     ("unused", "`shimlanctl gc` removes it"),
     ("differs", "have the runtime recreate the pod"),
     ("down", "recreate one of its pods: that repairs it for all"),
+    ("leads to", "`shimlanctl gc` removes what leads nowhere"),
     ("foreign", "rename it if pods on its parent get no network: shimlan needs the name"),
     (FULL, "widen the range, or see `shimlanctl pool leases` for who has them"),
 )
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output == "json":
         print(json.dumps(listing, indent=2))
     else:
-        print("\n".join(as_text(listing)) if node else nothing_in(args.state_dir))
+        print("\n".join(as_text(listing)).rstrip() if node else nothing_in(args.state_dir))
     return 0
 
 
@@ -98,7 +100,7 @@ def _state(node: Node, attachment: Attachment) -> str:
             found = list(commands.differences(node, attachment, pod))
     except CniError as error:
         return f"unknown: {error.msg}"
-    return f"differs: {'; '.join(found)}" if found else OK
+    return DIFFERS + "; ".join(found) if found else OK
 
 
 def _shims(node: Node, recorded: Sequence[Attachment]) -> Iterator[Row]:
@@ -121,7 +123,7 @@ def _shims(node: Node, recorded: Sequence[Attachment]) -> Iterator[Row]:
 
 def _shim_state(link: Link, users: int, strangers: Sequence[str]) -> str:
     if strangers:
-        return f"foreign: leads to {', '.join(strangers)}, not recorded here"
+        return f"leads to {', '.join(strangers)} of no attachment here"
     if not users:
         return "unused"
     return OK if link.up else "down"
@@ -157,9 +159,8 @@ def pool(use: RangeUse) -> Row:
 def as_text(listing: dict[str, list[Row]]) -> list[str]:
     """The listing for people: what is wrong comes first."""
     wrong = list(_problems(listing))
-    head = tables.section(f"{len(wrong)} PROBLEM{'S' if len(wrong) > 1 else ''}", wrong) if wrong else []
     return [
-        *head,
+        *(tables.section("WHAT IS WRONG", wrong) if wrong else []),
         *_attachments_text(listing["attachments"]),
         *_shims_text(listing["shims"]),
         *pools_text(listing["pools"]),
@@ -169,18 +170,21 @@ def as_text(listing: dict[str, list[Row]]) -> list[str]:
 def _problems(listing: dict[str, list[Row]]) -> Iterator[str]:
     for row in listing["attachments"]:
         if row["state"] != OK:
-            yield _problem(f"{row['network']} {tables.short(row['containerID'])} {row['ifname']}", row["state"])
+            yield from _problem(f"{row['network']} {row['containerID']} {row['ifname']}", row["state"])
     for row in listing["shims"]:
         if row["state"] != OK:
-            yield _problem(row["name"], row["state"])
+            yield from _problem(row["name"], row["state"])
     for row in listing["pools"]:
         if row["held"] + row["conflict"] >= row["size"]:
-            yield _problem(f"{row['network']} {row['start']}-{row['end']}", FULL)
+            yield from _problem(f"{row['network']} {row['start']}-{row['end']}", FULL)
 
 
-def _problem(what: str, state: str) -> str:
-    advice = next((text for beginning, text in ADVICE if state.startswith(beginning)), "")
-    return f"! {what}: {state}" + (f" -- {advice}" if advice else "")
+def _problem(what: str, state: str) -> Iterator[str]:
+    """What is wrong, each difference in a line of its own, and what to do about it."""
+    kind, _, differences = state.partition(DIFFERS) if state.startswith(DIFFERS) else (state, "", "")
+    yield f"! {what}: {kind or 'differs from what is recorded'}"
+    yield from (f"    {difference}" for difference in differences.split("; ") if difference)
+    yield from (f"    -> {text}" for beginning, text in ADVICE if state.startswith(beginning))
 
 
 def _attachments_text(rows: Sequence[Row]) -> list[str]:
@@ -231,4 +235,4 @@ def _mark(state: str) -> str:
 
 def _beginning(state: str) -> str:
     """The table shows what kind of trouble it is; the list of problems says the rest."""
-    return state if state.startswith("stale") else state.partition(":")[0]
+    return state if state.startswith("stale") else state.partition(":")[0].partition(" of ")[0]

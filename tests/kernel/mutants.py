@@ -26,12 +26,8 @@ DEEP = {
 VERBS = ("ADD", "ADD", "ADD", "ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
 CONTAINER_ID = "victim-0123456789abcdef"
 
-RANGE4: Json = {
-    "subnet": "192.0.2.0/24",
-    "rangeStart": "192.0.2.100",
-    "rangeEnd": "192.0.2.199",
-    "gateway": "192.0.2.1",
-}
+SUBNET = "192.0.2.0/24"
+RANGE4: Json = {"subnet": SUBNET, "rangeStart": "192.0.2.100", "rangeEnd": "192.0.2.199", "gateway": "192.0.2.1"}
 RANGE6: Json = {"subnet": "2001:db8::/64", "rangeStart": "2001:db8::100", "gateway": "2001:db8::1"}
 SANE: Json = {
     "cniVersion": "1.0.0",
@@ -94,93 +90,57 @@ DELEGATES = {
 }
 
 
+def words(text: str) -> tuple[str, ...]:
+    """What stands between white space."""
+    return tuple(text.split())
+
+
+NUMBERS = (0, 1, -1, 68, 1500, 65536, 2**31, 2**32, 2**63, 2**64, 10**400, -(10**30), 0.0, 1.5, -0.0, 1e308)
+NOT_IN_JSON = (float("inf"), float("-inf"), float("nan"), {"dns": {"x": float("nan")}})
+TEXTS = ("", " ", "x", "\0", "a\0b", "\ud800", "\udc00x", "ünïcödé", "日本", "\u202e", "x" * 15, "x" * 16, "y" * 5000)
+WORDS = words("auto none pod bridge vepa private passthru source macvtap random true 1 0.1.0 0.3.0 0.4.0 1.1.0 9.9.9")
+LINKS = (*words("eth0 lo shim2 nope eth%d all default . .. a/b ../../x a:b"), "a b")
+ADDRESSES = words(
+    "192.0.2.10 192.0.2.1 192.0.2.150 192.0.2.150/24 0.0.0.0 255.255.255.255 127.0.0.1 224.0.0.1 169.254.20.10"
+    " :: ::1 fe80::1 fe80::1%eth0 ff02::1 2001:db8::10 ::ffff:1.2.3.4"
+)
+NETWORKS = words(
+    "0.0.0.0/0 ::/0 192.0.2.0/24 192.0.2.0/30 192.0.2.0/31 192.0.2.1/24 10.0.0.0/8 224.0.0.0/4 127.0.0.0/8"
+    " fe80::/10 2001:db8::/64 2001:db8::/126 ::/127 1.2.3.4/99 1.2.3.4/-1 1/2/3"
+)
+MACS = words(
+    "02:00:00:00:00:01 01:00:5e:00:00:01 00:00:00:00:00:00 ff:ff:ff:ff:ff:ff 02-00-00-00-00-02 02:00:00:00:00:0g"
+)
+PATHS = (
+    *(f"{TMP}/{name}" for name in ("data", "new/and/deeper", "file", "file/below", "read-only", "d" * 300)),
+    *words("relative /nope /proc/nope /sys"),
+)
+CONTAINERS = ([], {}, [None], [[]], [{}], {"": 1}, {"type": "x"}, [1, "a", None], [[[[[[[[[[1]]]]]]]]]], RESULT)
+RANGES = ([RANGE4], [[RANGE4, RANGE4]], [RANGE4, RANGE6])
 VALUES: tuple[Any, ...] = (
-    *(None, True, False, 0, 1, -1, 68, 1500, 65536, 2**31, 2**32, 2**63, 2**64, 10**400, -(10**30)),
-    *(0.0, 1.5, -0.0, 1e308, float("inf"), float("-inf"), float("nan")),
-    *("", " ", "x", "\0", "a\0b", "\ud800", "\udc00x", "ünïcödé", "日本", "\u202e", "x" * 15, "x" * 16, "y" * 5000),
-    *("auto", "none", "pod", "bridge", "vepa", "private", "passthru", "source", "macvtap", "random", "true", "1"),
-    *("eth0", "lo", "shim2", "nope", "eth%d", "all", "default", ".", "..", "a/b", "../../x", "a:b", "a b"),
-    *("192.0.2.10", "192.0.2.1", "192.0.2.150", "192.0.2.150/24", "0.0.0.0", "255.255.255.255", "127.0.0.1"),
-    *(
-        "224.0.0.1",
-        "169.254.20.10",
-        "::",
-        "::1",
-        "fe80::1",
-        "fe80::1%eth0",
-        "ff02::1",
-        "2001:db8::10",
-        "::ffff:1.2.3.4",
-    ),
-    *("0.0.0.0/0", "::/0", "192.0.2.0/24", "192.0.2.0/30", "192.0.2.0/31", "192.0.2.1/24", "10.0.0.0/8", "224.0.0.0/4"),
-    *("127.0.0.0/8", "fe80::/10", "2001:db8::/64", "2001:db8::/126", "::/127", "1.2.3.4/99", "1.2.3.4/-1", "1/2/3"),
-    *("02:00:00:00:00:01", "01:00:5e:00:00:01", "00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff", "02-00-00-00-00-02", "zz"),
-    *(
-        f"{TMP}/data",
-        f"{TMP}/new/and/deeper",
-        f"{TMP}/file",
-        f"{TMP}/file/below",
-        f"{TMP}/read-only",
-        "relative",
-        "/nope",
-    ),
-    *("/proc/nope", "/sys", f"{TMP}/{'d' * 300}", "sound", "babbling", "listing", "silent", "failing", "confused"),
-    *("dying", "binary", "deep", "infinite", "not-executable", "huge", "foreign", "../sound", "0.3.0", "0.4.0", "1.1.0"),
-    *(
-        "0.1.0",
-        "9.9.9",
-        [],
-        {},
-        [None],
-        [[]],
-        [{}],
-        {"": 1},
-        {"type": "x"},
-        [1, "a", None],
-        *DEEP,
-        [[[[[[[[[[1]]]]]]]]]],
-    ),
-    *([RANGE4], [[RANGE4, RANGE4]], [RANGE4, RANGE6], {"cniVersion": "1.0.0"}, RESULT, {"dns": {"x": float("nan")}}),
+    *(None, True, False, *NUMBERS, *NOT_IN_JSON, *TEXTS, *WORDS, *LINKS, *ADDRESSES, *NETWORKS, *MACS, *PATHS),
+    *(*CONTAINERS, *RANGES, *DEEP, *DELEGATES, "not-executable", "../sound"),
 )
 KEYS = (*sorted({str(place[-1]) for place in places(EVERYTHING) if place}), "", "\0", "x", "\ud800")
 
 NETNS = (
-    *(
-        POD,
-        POD,
-        POD,
-        HOST,
-        SWITCH,
-        "",
-        "/nope",
-        f"{TMP}/file",
-        TMP,
-        f"{TMP}/socket",
-        f"{TMP}/fifo",
-        f"{TMP}/link-to-pod",
-    ),
-    *("/proc/self/ns/net", "/proc/self/ns/mnt", "/proc/self/ns/pid", "relative", "/proc/self/fd/0", f"{TMP}/\udcff"),
-    *(f"{TMP}/broken-link", "/dev/null", f"{TMP}/{'n' * 5000}", f"{POD}/", "netns:1"),
+    *(POD, POD, POD, HOST, SWITCH, "", "netns:1", f"{POD}/", TMP),
+    *(f"{TMP}/{name}" for name in ("file", "socket", "fifo", "link-to-pod", "broken-link", "\udcff", "n" * 5000)),
+    *words("/nope relative /dev/null /proc/self/ns/net /proc/self/ns/mnt /proc/self/ns/pid /proc/self/fd/0"),
 )
 NAMES = (
-    *("eth0", "net1", "lo", "", "x" * 15, "x" * 16, "eth%d", "all", "default", ".", "..", "a/b", "a b", "a:b", "a\tb"),
-    *("ünïcödé", "\udcff", "日本日本日", "日本日本日本", "shim2", "-", "--help", "'", "eth0\n", "%s", "😀"),
+    *(*words("eth0 net1 lo eth%d all default . .. a/b a:b shim2 - --help ' %s"), "", "a b", "a\tb", "eth0\n"),
+    *("x" * 15, "x" * 16, "ünïcödé", "\udcff", "日本日本日", "日本日本日本", "😀"),
 )
 CONTAINER_IDS = (
-    *(CONTAINER_ID, "", "x", "-x", ".x", "_x", "x/y", "../x", "ünï", "\udcfe", "x" * 200, "x" * 5000, "a b", "a\nb"),
-    *("'; DROP TABLE attachments; --", "%n", "0", "a.b_c-d"),
+    *(CONTAINER_ID, *words("x 0 a.b_c-d -x .x _x x/y ../x ünï %n"), "", "\udcfe", "a b", "a\nb", "x" * 200, "x" * 5000),
+    "'; DROP TABLE attachments; --",
 )
 ARGS = (
-    *("", "IP=192.0.2.150", "IP=2001:db8::150,192.0.2.151", "IP=", "IP=x", "IP=10.1.1.1", "MAC=02:00:00:00:00:12"),
-    *("MAC=01:00:00:00:00:00", "IgnoreUnknown=1", "IgnoreUnknown=1;X=Y", "X=Y", ";;;", "=", "=x", "IP", "a=b=c"),
-    *("K8S_POD_NAMESPACE=default;K8S_POD_NAME=db-0", "K8S_POD_NAME=\udcff;K8S_POD_NAMESPACE=x", "IP=1.2.3.4;" * 200),
-    *(
-        "GATEWAY=192.0.2.1",
-        "IP=192.0.2.10",
-        "IP=192.0.2.1",
-        "IP=::ffff:192.0.2.160",
-        "\udcff=\udcfe;IgnoreUnknown=true",
-    ),
+    *words("IP=192.0.2.150 IP=2001:db8::150,192.0.2.151 IP= IP=x IP=10.1.1.1 IP=192.0.2.10 IP=::ffff:192.0.2.160 IP"),
+    *words("MAC=02:00:00:00:00:12 MAC=01:00:00:00:00:00 GATEWAY=192.0.2.1 IgnoreUnknown=1 IgnoreUnknown=1;X=Y X=Y"),
+    *words("K8S_POD_NAMESPACE=default;K8S_POD_NAME=db-0 K8S_POD_NAME=\udcff;K8S_POD_NAMESPACE=x ;;; = =x a=b=c"),
+    *("", "IP=1.2.3.4;" * 200, "\udcff=\udcfe;IgnoreUnknown=true"),
 )
 ENVIRON: dict[str, tuple[str, ...]] = {
     "CNI_COMMAND": (*VERBS, "", "add", "ADD ", "NOPE", "\udcff", "ADD\n"),
@@ -201,9 +161,9 @@ SANE_ENVIRON = {
 }
 
 
-def sane(command: str, conf: Json = SANE) -> Case:
-    """A case as a runtime would have it."""
-    return {"environ": {**SANE_ENVIRON, "CNI_COMMAND": command}, "stdin": json.dumps(conf)}
+def sane(command: str, conf: Json = SANE, **variables: str) -> Case:
+    """A case as a runtime would have it; `variables` differ."""
+    return {"environ": {**SANE_ENVIRON, "CNI_COMMAND": command, **variables}, "stdin": json.dumps(conf)}
 
 
 def mutant(chance: random.Random) -> Case:
@@ -228,7 +188,7 @@ def mutated(chance: random.Random, conf: Any) -> Any:
     if not spots:
         return conf
     *way, last = chance.choice(spots)
-    parent = conf
+    parent: Any = conf
     for step in way:
         parent = parent[step]
     match chance.choice(("replace", "replace", "replace", "remove", "add", "double", "exchange")):
@@ -241,7 +201,7 @@ def mutated(chance: random.Random, conf: Any) -> Any:
         case "double" if isinstance(parent, list):
             parent.append(copy.deepcopy(parent[last]))
         case _:
-            other = chance.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
+            other: Any = chance.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
             parent[last], parent[other] = parent[other], parent[last]
     return conf
 

@@ -1,4 +1,4 @@
-"""Many plugins at once: a hundred ADDs, the last DEL against the next ADD, two verbs for one container, GC among ADDs."""
+"""Many plugins at once: a crowd of pods, the last DEL against the next ADD, two verbs for one pod, GC among ADDs."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_two_verbs_for_one_container_do_not_mix(lab: Lab, rival: str) -> None:
     chance = seeded(f"ADD against {rival}")
     before = inventory(lab)
     pod = lab.container("pod", lab.conf(dual=True))
-    nobody = {"cni.dev/valid-attachments": []} if rival == "GC" else {}
+    nobody: dict[str, Any] = {"cni.dev/valid-attachments": []} if rival == "GC" else {}
     for _ in range(size(15, 150)):
         adding = launch(lab, pod, "ADD")
         time.sleep(chance.uniform(0, 0.05))

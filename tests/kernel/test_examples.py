@@ -26,6 +26,10 @@ def lan() -> Iterator[Lab]:
 def example(name: str, lab: Lab) -> dict[str, Any]:
     conflist: dict[str, Any] = json.loads((EXAMPLES / f"{name}.conflist").read_text())
     for plugin in conflist["plugins"]:
+        try:
+            lab.runtime().executable(plugin["type"])
+        except FileNotFoundError as missing:
+            pytest.skip(str(missing))
         if plugin["type"] == "shimlan":
             plugin["dataDir"] = lab.data_dir
         if plugin.get("ipam", {}).get("type") == "shimlan-ipam":

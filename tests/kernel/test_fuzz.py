@@ -14,21 +14,13 @@ from typing import Any
 
 import pytest
 
-from cni import (  # noqa: F401  (loaded here so that they need not be in each child process)
-    commands,
-    config,
-    delegate,
-    log,
-    node,
-    plugin,
-    probe,
-    protocol,
-)
+# Some are loaded here so that they need not be in each child process.
+from cni import commands, config, delegate, log, node, plugin, probe, protocol  # noqa: F401
 from cni.ctl import sandbox
 from cni.ctl.lab import CniAnswer, Lab
 from tests.kernel import mutants
 from tests.kernel.mutants import Case
-from tests.kernel.torture import forked, inventory, read_only, seeded, size, start
+from tests.kernel.torture import HANG_SECONDS, forked, inventory, read_only, seeded, size, start
 
 REFUSED_AT_ONCE = (1, 4, 6)
 
@@ -94,7 +86,7 @@ class Range:
     def shoot_for_real(self, case: Case) -> CniAnswer:
         """One call of the executable."""
         environ = {name: self._placed(value) for name, value in case["environ"].items()}
-        return start(self.lab, environ.pop("CNI_COMMAND", ""), self._placed(case["stdin"]), environ).land()
+        return start(self.lab, environ.pop("CNI_COMMAND", ""), self._placed(case["stdin"]), environ).land(HANG_SECONDS)
 
     def _placed(self, text: str) -> str:
         for word, place in self._words.items():
@@ -165,7 +157,7 @@ def fire(target: Range, case: Case, for_real: bool = False) -> int:
         assert target.shoot(mutants.sane("ADD")).status == 0
     try:
         code = judge(case, shoot(case))
-    except TimeoutError as error:
+    except (TimeoutError, subprocess.TimeoutExpired) as error:
         raise AssertionError(f"{error}: {json.dumps(case)}") from error
     goodbye = {**case, "environ": {**case["environ"], "CNI_COMMAND": "DEL"}}
     regrets = judge(goodbye, target.shoot(goodbye))
@@ -199,3 +191,38 @@ def test_mutants_get_a_clear_answer_and_leave_nothing(shooting_range: Range, for
     check_clean(shooting_range, suspects)
     print(codes)
     assert codes[0] > sum(codes.values()) / 20, "so few of them pass that little is tried"
+
+
+@pytest.mark.parametrize(
+    ("changes", "variables", "code"),
+    [
+        ({"ipam": {"type": "nowhere"}}, {}, 105),
+        ({"ipam": {"type": "babbling"}}, {}, 6),
+        ({"ipam": {"type": "listing"}}, {}, 6),
+        ({"ipam": {"type": "infinite"}}, {}, 6),
+        ({"ipam": {"type": "huge"}}, {}, 6),
+        ({"dns": {"x": float("nan")}}, {}, 6),
+        ({"dns": {"x": "@OBJECTS@"}}, {}, 6),
+        ({"prevResult": {"interfaces": [{"name": "eth9", "mtu": float("inf")}]}}, {}, 6),
+        ({}, {"CNI_NETNS": f"{mutants.TMP}/fifo"}, 106),
+        ({}, {"CNI_NETNS": f"{mutants.TMP}/\udcff"}, 4),
+        ({}, {"CNI_IFNAME": "\udcff"}, 4),
+    ],
+)
+def test_what_was_found_once(
+    shooting_range: Range, changes: dict[str, Any], variables: dict[str, str], code: int
+) -> None:
+    """Mutants that once got a traceback, no answer at all, one that is not JSON, or left a record for ever."""
+    case = mutants.sane("ADD", {**mutants.SANE, **changes}, **variables)
+    assert fire(shooting_range, case) == code
+    check_clean(shooting_range, [case])
+
+
+def test_a_log_takes_what_is_no_text(shooting_range: Range) -> None:
+    """The names of links need not be UTF-8, and errors tell of them."""
+    shooting_range.lab.host.run("ip", "link", "add", os.fsdecode(b"\xff"), "type", "bridge")
+    conf = {**mutants.SANE, "logFile": f"{mutants.TMP}/log", "logLevel": "debug", "master": "nope"}
+    try:
+        assert fire(shooting_range, mutants.sane("ADD", conf)) == 102
+    finally:
+        shooting_range.lab.host.run("ip", "link", "del", os.fsdecode(b"\xff"))

@@ -408,9 +408,12 @@ def test_a_link_that_is_only_called_like_one_is_left_alone(lab: Lab, kind: str, 
 
 def test_a_pod_is_not_stopped_by_routes_that_others_made(lab: Lab) -> None:
     lab.host.ip("route", "add", "192.0.2.100/32", "dev", "eth0")
+    before = network(lab.host)
     pod = lab.pod("a")
     assert lab.host.pings(pod)
     pod.check()
+    pod.delete()
+    assert network(lab.host) == before
 
 
 def test_large_packets_pass_between_host_and_pod(lab: Lab) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from cni.ctl.lab import CniAnswer, Lab, Node, Pod
@@ -79,10 +79,10 @@ class Flight:
         (os.killpg if group else os.kill)(self.process.pid, signal.SIGKILL)
         self.process.communicate()
 
-    def land(self) -> CniAnswer:
+    def land(self, patience: float = 3 * HANG_SECONDS) -> CniAnswer:
         """Its answer. Raises subprocess.TimeoutExpired, and ends it, when it hangs."""
         try:
-            stdout, stderr = self.process.communicate(timeout=30)
+            stdout, stderr = self.process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:
             self.kill()
             raise
@@ -103,12 +103,13 @@ def start(lab: Lab, command: str, stdin: str, variables: Mapping[str, str]) -> F
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        errors="surrogateescape",
         env={"PATH": os.environ.get("PATH", os.defpath), "CNI_COMMAND": command, **variables},
         start_new_session=True,
     )
     assert process.stdin
-    process.stdin.write(stdin)
-    process.stdin.close()
+    with suppress(BrokenPipeError), process.stdin:  # a plugin may have heard enough
+        process.stdin.write(stdin)
     process.stdin = None  # so that communicate() leaves it alone
     return Flight(command, process)
 

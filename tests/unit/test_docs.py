@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from functools import cache
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import pytest
 
 import cni.config
 from cni import errors
-from cni.attachment import SHIM_SYSCTLS, Parent, shim_link, shim_mac
+from cni.attachment import Facts, InterfaceAddress, Key, Parent, View, plan
+from cni.ctl.main import COMMANDS
 from cni.ctl.validate import validate
-from cni.diff import SetSysctl, SetUp
+from cni.diff import diff
+from cni.protocol import IpConfig, Result, RouteConfig
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -167,14 +170,36 @@ def keys_in(section: Any, schema: dict[str, Any]) -> Iterator[str]:
             yield from (f"{key}.{below}" for below in keys_in(value, schema))
 
 
-def test_the_shim_is_described_as_it_is_made() -> None:
+def test_every_command_of_shimlanctl_is_told() -> None:
+    (table,) = tables("README.md", "## The operator's command")
+    assert {row[0].split()[1].strip("`") for row in table} == set(COMMANDS)
+
+
+def test_the_recipe_is_that_of_the_plan() -> None:
+    """Every command of docs/host-shim.md is what the plan makes of its example, and the other way round."""
     text = (ROOT / "docs/host-shim.md").read_text()
+    told = re.findall(r"^    ((?:ip|sysctl) .*?)(?: +#.*)?$", text, re.M)
+    assert sorted(told) == sorted(recipe())
+
+
+def recipe() -> Iterator[str]:
+    """What is done on the host and in the pod, as commands."""
+    raw = {
+        "name": "lan",
+        "master": "eth0",
+        "shim": {"routes": ["10.96.0.0/12"]},
+        "ipam": {"type": "shimlan-ipam", "subnet": "192.168.1.0/24"},
+    }
+    conf = cni.config.parse(raw, {})
     parent = Parent("eth0", index=2, mac="9a:df:c4:40:d6:fd", mtu=1500)
-    link = shim_link(parent, shim_mac(parent))
-    assert f"ip link add {link.name} link eth0 address {link.mac[:5]}" in text
-    assert f'alias "{link.alias}" {str(SetUp(link)).partition(f"{link.name} ")[2]}' in text
-    settings = [str(SetSysctl(link.name, name, value)).removeprefix("sysctl -w ") for name, value in SHIM_SYSCTLS]
-    assert sorted(settings) == sorted(re.findall(rf"net\.ipv[46]\.conf\.{link.name}\.\w+=\d", text))
+    own = (InterfaceAddress(ip_address("192.168.1.10"), 24),)
+    leased = Result(
+        ips=(IpConfig(ip_address("192.168.1.100"), 24, ip_address("192.168.1.1")),),
+        routes=(RouteConfig(ip_network("0.0.0.0/0")),),
+    )
+    key = Key("lan", "container", "eth0")
+    attachment = plan(key, conf, Facts(parent, own, own), "02:42:c0:a8:01:64", leased, ("", ""))
+    return (str(change) for view in (attachment.host, attachment.sandbox) for change in diff(view, View()))
 
 
 # --- the map -----------------------------------------------------------------------------------------------------
