@@ -48,11 +48,11 @@ def as_json(rows: Sequence[Row], facts: Mapping[str, str], remarks: Sequence[str
 
 
 def conclusion(rows: Sequence[Row]) -> str:
-    """One sentence about the limits."""
-    over = missed(rows)
-    if over:
-        return f"over the limit: {', '.join(row.what for row in over)}"
-    return "no limit is missed" if any(row.verdict for row in rows) else "no row has a limit that could be checked"
+    """A sentence or two about the limits."""
+    over = ", ".join(row.what for row in missed(rows))
+    unchecked = ", ".join(row.what for row in rows if row.limit and row.ratio is None)
+    said = f"over the limit: {over}" if over else "no limit is missed"
+    return f"{said}; not checked, for there was nothing to compare with: {unchecked}" if unchecked else said
 
 
 def _row(row: Row) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from cni import netns
 from cni.database import Database, boot_id
-from cni.errors import InvalidEnvironment, IOFailure, NetnsUnusable
+from cni.errors import InvalidEnvironment, NetnsUnusable
 from cni.frozen import frozen
 from cni.kernel import Namespace
 from cni.locks import Locks
@@ -38,13 +38,11 @@ class Node:
     """The shell around the commands: one door each to kernel, records, leases and locks."""
 
     def __init__(self, data_dir: str, log: Log) -> None:
-        """Make the data directory; raises IOFailure when that is impossible."""
+        """Make the data directory; if that is impossible, whoever needs it first says so, STATUS in its own words."""
         self.data_dir = data_dir
         self.log = log
-        try:
+        with suppress(OSError):
             os.makedirs(data_dir, mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise IOFailure(f"dataDir: cannot make {data_dir}: {error.strerror}") from error
         self.database = Database(data_dir)
         self.records = Records(self.database, boot_id())
         self.locks = Locks(data_dir)

@@ -115,7 +115,18 @@ PATHS = (
     *(f"{TMP}/{name}" for name in ("data", "new/and/deeper", "file", "file/below", "read-only", "d" * 300)),
     *words("relative /nope /proc/nope /sys"),
 )
-CONTAINERS = ([], {}, [None], [[]], [{}], {"": 1}, {"type": "x"}, [1, "a", None], [[[[[[[[[[1]]]]]]]]]], RESULT)
+CONTAINERS: tuple[Any, ...] = (
+    [],
+    {},
+    [None],
+    [[]],
+    [{}],
+    {"": 1},
+    {"type": "x"},
+    [1, "a", None],
+    [[[[[[[[[[1]]]]]]]]]],
+    RESULT,
+)
 RANGES = ([RANGE4], [[RANGE4, RANGE4]], [RANGE4, RANGE6])
 VALUES: tuple[Any, ...] = (
     *(None, True, False, *NUMBERS, *NOT_IN_JSON, *TEXTS, *WORDS, *LINKS, *ADDRESSES, *NETWORKS, *MACS, *PATHS),
@@ -201,7 +212,8 @@ def mutated(chance: random.Random, conf: Any) -> Any:
         case "double" if isinstance(parent, list):
             parent.append(copy.deepcopy(parent[last]))
         case _:
-            other: Any = chance.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
+            keys: list[Any] = list(parent) if isinstance(parent, dict) else list(range(len(parent)))
+            other: Any = chance.choice(keys)
             parent[last], parent[other] = parent[other], parent[last]
     return conf
 

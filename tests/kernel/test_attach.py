@@ -321,6 +321,16 @@ def test_its_own_namespace_is_refused_unless_that_is_meant(lab: Lab) -> None:
     assert [link["ifname"] for link in lab.host.links()] == ["lo", "eth0"]
 
 
+@pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK", "GC"])
+def test_a_data_directory_that_cannot_be_made_is_an_error_in_words(lab: Lab, command: str) -> None:
+    before, pod = network(lab.host), lab.container("a")
+    conf = {**lab.conf(dataDir="/proc/shimlan"), "prevResult": {}, "cni.dev/valid-attachments": []}
+    answer = lab.cni(command, conf, **pod.variables)
+    assert (answer.status, answer.json["code"]) == (1, 5)
+    assert "/proc/shimlan" in answer.json["msg"]
+    assert network(lab.host) == before
+
+
 # --- DEL -----------------------------------------------------------------------------------------------------------
 
 

@@ -64,6 +64,25 @@ def inventory(lab: Lab, *nodes: Node) -> list[str]:
     return [line for node in (lab.host, *nodes) for line in footprint(node)] + stored
 
 
+def glance(node: Node) -> list[str]:
+    """The same in short and at once, from /proc: links, addresses and routes."""
+    return node.inside(lambda: [f"{node.label}: {line}" for line in _read_proc("/proc/thread-self/net")])
+
+
+def _read_proc(directory: str) -> Iterator[str]:
+    # Of each table the columns that do not count packets or users.
+    for table, columns in (
+        ("dev", (0,)),
+        ("if_inet6", (0, 2, 5)),
+        ("route", (0, 1, 2, 7)),
+        ("ipv6_route", (0, 1, 4, 9)),
+    ):
+        with open(f"{directory}/{table}") as file:
+            rows = [line.split() for line in file]
+        kept = (" ".join(row[column] for column in columns if column < len(row)) for row in rows)
+        yield from sorted(f"{table} {line}" for line in kept if not line.startswith(("fe80", "ff00")))
+
+
 # --- plugins in flight -----------------------------------------------------------------------------------------------
 
 

@@ -33,9 +33,10 @@ def network(node: Node) -> dict[str, Any]:
 
 
 def _routes(node: Node, family: str) -> Rows:
-    # Those of a link-local address come when its detection ends.
+    # For its own IPv6 addresses the kernel makes routes from a work queue, at a time of its choice.
     rows = node.ip_json(family, "route", "show", "table", "all")
-    return [row for row in _steady(rows) if not str(row["dst"]).startswith(("fe80", "ff00"))]
+    return [row for row in _steady(rows) if not (family == "-6" and row.get("table") == "local")
+            and not str(row["dst"]).startswith("fe80")]
 
 
 def _steady(rows: Rows) -> Rows:

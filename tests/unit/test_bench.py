@@ -110,7 +110,10 @@ def test_json() -> None:
     [
         (ROWS, "over the limit: DEL, single IPv4"),
         (ROWS[:1], "no limit is missed"),
-        (ROWS[2:], "no row has a limit that could be checked"),
+        (
+            [Row("ADD", "ADD", 20.0, limit=6)],
+            "no limit is missed; not checked, for there was nothing to compare with: ADD",
+        ),
     ],
 )
 def test_conclusion(rows: list[Row], sentence: str) -> None:
