@@ -6,8 +6,9 @@ that begins with the value's path. Which keys there are is the business of `cni.
 
 from __future__ import annotations
 
-import json
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from cni import quickjson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def show(value: object) -> str:
         return "an object"
     if isinstance(value, list):
         return "a list"
-    text = json.dumps(value)
+    text = quickjson.dumps(value)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 

@@ -210,10 +210,10 @@ def mutated(chance: random.Random, conf: Any) -> Any:
         case "add" if isinstance(parent, dict):
             parent[chance.choice(KEYS)] = copy.deepcopy(chance.choice(VALUES))
         case "double" if isinstance(parent, list):
-            parent.append(copy.deepcopy(parent[last]))
+            parent.append(copy.deepcopy(chance.choice(parent)))
         case _:
             keys: list[Any] = list(parent) if isinstance(parent, dict) else list(range(len(parent)))
-            other: Any = chance.choice(keys)
+            other = chance.choice(keys)
             parent[last], parent[other] = parent[other], parent[last]
     return conf
 

@@ -1,0 +1,91 @@
+"""Netlink's framing: what is packed can be unpacked, and what is damaged does no harm."""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cni.netlink import (
+    NLM_F_DUMP,
+    Message,
+    NetlinkError,
+    Socket,
+    attribute,
+    attribute_map,
+    attributes,
+    nest,
+    text,
+    u32,
+)
+
+RTM_NEWLINK, RTM_GETLINK, RTM_DELLINK = 16, 18, 17
+IFLA_IFNAME = 3
+LINK = struct.Struct("=BxHiII")
+
+pairs = st.lists(st.tuples(st.integers(1, 0x3FFF), st.binary(max_size=40)), max_size=6)
+
+
+@given(pairs, st.binary(max_size=16).filter(lambda data: len(data) % 4 == 0))
+def test_attributes_are_read_as_they_were_packed(pairs: list[tuple[int, bytes]], header: bytes) -> None:
+    packed = header + b"".join(attribute(kind, payload) for kind, payload in pairs)
+    assert len(packed) % 4 == 0
+    assert list(attributes(packed, len(header))) == pairs
+    assert attribute_map(packed, len(header)) == dict(pairs)
+
+
+@given(st.binary(max_size=200))
+def test_damaged_attributes_end_the_reading(data: bytes) -> None:
+    assert sum(len(payload) + 4 for _, payload in attributes(data)) <= len(data) + 3
+
+
+def test_nests_numbers_and_texts() -> None:
+    nested = nest(5, u32(1, 7), text(2, "eth0"))
+    ((kind, payload),) = attributes(nested)
+    assert kind == 5
+    assert attribute_map(payload) == {1: struct.pack("=I", 7), 2: b"eth0\0"}
+
+
+def link(name: str) -> Message:
+    return Message(RTM_GETLINK, 0, LINK.pack(0, 0, 0, 0, 0) + text(IFLA_IFNAME, name))
+
+
+def test_a_question_is_answered() -> None:
+    with Socket() as socket:
+        assert attribute_map(socket.get(link("lo")), LINK.size)[IFLA_IFNAME] == b"lo\0"
+
+
+def test_a_question_without_an_answer_raises() -> None:
+    with Socket() as socket, pytest.raises(NetlinkError) as refusal:
+        socket.get(link("nosuchlink"))
+    assert refusal.value.errno == errno.ENODEV
+
+
+def test_a_dump_gives_all_answers() -> None:
+    with Socket() as socket:
+        answers = socket.dump(Message(RTM_GETLINK, 0, LINK.pack(0, 0, 0, 0, 0)))
+    names = [attribute_map(body, LINK.size)[IFLA_IFNAME] for _, body in answers]
+    assert b"lo\0" in names
+    assert {kind for kind, _ in answers} == {RTM_NEWLINK}
+
+
+def test_a_dump_that_is_refused_raises() -> None:
+    with Socket() as socket, pytest.raises(NetlinkError):
+        socket.dump(Message(RTM_GETLINK, NLM_F_DUMP, b"x"))
+
+
+def test_of_a_batch_every_answer_counts() -> None:
+    nobody = Message(RTM_DELLINK, 0, LINK.pack(0, 0, 0x7FFFFFFF, 0, 0))
+    broken = Message(RTM_DELLINK, 0, b"")
+    with Socket() as socket:
+        assert socket.request([]) == []
+        answers = socket.request([nobody, broken, nobody])
+        after = socket.get(link("lo"))
+    assert [answer.errno for answer in answers if answer] in (
+        [errno.ENODEV, errno.EINVAL, errno.ENODEV],
+        [errno.EPERM, errno.EPERM, errno.EPERM],  # not root
+    )
+    assert after

@@ -1,0 +1,147 @@
+"""Our messages as pyroute2 reads them, and pyroute2's as we read them: two readings of the same kernel headers."""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from cni import rtnetlink
+from cni.attachment import PROTO_SHIMLAN, SCOPE_LINK, InterfaceAddress, Link, Neighbour, Route
+from cni.diff import AddAddress, ReplaceNeighbour, ReplaceRoute, SetUp
+from cni.netlink import HEADER, Message
+
+LINK = Link(
+    name="eth0",
+    mac="02:42:c0:00:02:64",
+    mtu=1400,
+    parent_index=7,
+    mode="private",
+    alias="shimlan lan/c/eth0",
+    bcqueuelen=2000,
+    bclim=-1,
+    tx_queues=2,
+)
+ROUTES = [
+    Route(ip_network("0.0.0.0/0"), via=ip_address("192.0.2.1"), metric=7, mtu=1300, advmss=1200, table=1000),
+    Route(ip_network("192.0.2.10/32"), src=ip_address("192.0.2.9"), scope=SCOPE_LINK, protocol=PROTO_SHIMLAN),
+    Route(ip_network("2001:db8::/48"), via=ip_address("2001:db8::1"), table=100),
+]
+
+
+def read(kind: type[Any], message: Message) -> Any:
+    """The message as pyroute2 decodes it."""
+    length = HEADER.size + len(message.body)
+    decoded = kind(HEADER.pack(length, message.kind, message.flags, 1, 0) + message.body)
+    decoded.decode()
+    return decoded
+
+
+def written(kind: type[Any], fields: dict[str, Any], attributes: list[tuple[str, Any]]) -> bytes:
+    """The body of a message that pyroute2 encodes."""
+    message = kind()
+    message.update(fields)
+    message["attrs"] = attributes
+    message.encode()
+    return bytes(message.data[HEADER.size :])
+
+
+def test_a_new_link() -> None:
+    message = read(ifinfmsg, rtnetlink.new_link(LINK, "net1", 42))
+    assert message.get_attr("IFLA_IFNAME") == "net1"
+    assert message.get_attr("IFLA_LINK") == 7
+    assert message.get_attr("IFLA_ADDRESS") == LINK.mac
+    assert message.get_attr("IFLA_MTU") == 1400
+    assert message.get_attr("IFLA_NET_NS_FD") == 42
+    assert message.get_attr("IFLA_NUM_TX_QUEUES") == 2
+    info = message.get_attr("IFLA_LINKINFO")
+    assert info.get_attr("IFLA_INFO_KIND") == "macvlan"
+    data = info.get_attr("IFLA_INFO_DATA")
+    assert data.get_attr("IFLA_MACVLAN_MODE") == "private"
+
+
+def test_a_link_without_namespace_stays_where_the_socket_is() -> None:
+    assert read(ifinfmsg, rtnetlink.new_link(LINK, "net1", None)).get_attr("IFLA_NET_NS_FD") is None
+
+
+def test_up_with_alias() -> None:
+    message = read(ifinfmsg, rtnetlink.encode(SetUp(LINK), 9))
+    assert (message["index"], message["flags"] & rtnetlink.IFF_UP) == (9, rtnetlink.IFF_UP)
+    assert message.get_attr("IFLA_IFALIAS") == LINK.alias
+
+
+@pytest.mark.parametrize(
+    ("text", "prefixlen", "broadcast", "flags"),
+    [("192.0.2.5", 24, "192.0.2.255", 0), ("192.0.2.5", 31, None, 0), ("2001:db8::5", 64, None, rtnetlink.IFA_F_NODAD)],
+)
+def test_an_address(text: str, prefixlen: int, broadcast: str | None, flags: int) -> None:
+    change = AddAddress("eth0", InterfaceAddress(ip_address(text), prefixlen))
+    message = read(ifaddrmsg, rtnetlink.encode(change, 9))
+    assert (message["index"], message["prefixlen"], message["flags"]) == (9, prefixlen, flags)
+    assert message.get_attr("IFA_LOCAL") == message.get_attr("IFA_ADDRESS") == text
+    assert message.get_attr("IFA_BROADCAST") == broadcast
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_route(route: Route) -> None:
+    message = read(rtmsg, rtnetlink.encode(ReplaceRoute("eth0", route), 9))
+    assert message["dst_len"] == route.dst.prefixlen
+    assert (message["proto"], message["scope"]) == (route.protocol, route.scope)
+    assert message.get_attr("RTA_DST") == str(route.dst.network_address)
+    assert message.get_attr("RTA_OIF") == 9
+    assert message.get_attr("RTA_GATEWAY") == (str(route.via) if route.via else None)
+    assert message.get_attr("RTA_PREFSRC") == (str(route.src) if route.src else None)
+    assert message.get_attr("RTA_TABLE") == (route.table or rtnetlink.MAIN_TABLE)
+    metrics = message.get_attr("RTA_METRICS")
+    assert (metrics.get_attr("RTAX_MTU") if metrics else None) == (route.mtu or None)
+    assert (metrics.get_attr("RTAX_ADVMSS") if metrics else None) == (route.advmss or None)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_route_comes_back_as_it_went(route: Route) -> None:
+    index, parsed = rtnetlink.parse_route(rtnetlink.encode(ReplaceRoute("eth0", route), 9).body) or (0, None)
+    assert index == 9
+    assert parsed is not None
+    assert (parsed.dst, parsed.via, parsed.src, parsed.metric) == (route.dst, route.via, route.src, route.metric)
+
+
+@pytest.mark.parametrize("text", ["192.0.2.5", "2001:db8::5"])
+def test_a_neighbour(text: str) -> None:
+    entry = Neighbour(ip_address(text), "02:00:00:00:00:01")
+    message = read(ndmsg, rtnetlink.encode(ReplaceNeighbour("eth0", entry), 9))
+    assert (message["ifindex"], message["state"]) == (9, rtnetlink.NUD_PERMANENT)
+    assert message.get_attr("NDA_DST") == text
+    assert message.get_attr("NDA_LLADDR") == entry.mac
+    assert rtnetlink.parse_neighbour(rtnetlink.encode(ReplaceNeighbour("eth0", entry), 9).body) == (9, entry)
+
+
+def test_a_multipath_default_route_counts_for_its_first_link() -> None:
+    hop = struct.pack("=HBBi", 16, 0, 0, 5) + struct.pack("=HH4s", 8, rtnetlink.RTA_GATEWAY, bytes(4))
+    body = written(rtmsg, {"family": 2, "type": 1, "table": 254}, [])
+    index, route = rtnetlink.parse_route(body + rtnetlink.attribute(rtnetlink.RTA_MULTIPATH, hop)) or (0, None)
+    assert index == 5
+    assert route is not None
+    assert route.dst == ip_network("0.0.0.0/0")
+
+
+def test_a_parent_that_is_a_port() -> None:
+    body = written(
+        ifinfmsg,
+        {"index": 3, "ifi_type": 1, "flags": rtnetlink.IFF_UP},
+        [("IFLA_IFNAME", "eth1"), ("IFLA_ADDRESS", "02:00:00:00:00:07"), ("IFLA_MTU", 9000), ("IFLA_MASTER", 11)],
+    )
+    parent, master = rtnetlink.parse_parent(body)
+    assert (parent.name, parent.index, parent.mac, parent.mtu, parent.up) == (
+        "eth1",
+        3,
+        "02:00:00:00:00:07",
+        9000,
+        True,
+    )
+    assert (parent.hardware, parent.loopback, master) == (1, False, 11)
