@@ -309,9 +309,9 @@ def plan_host(shim: Link, reached: Sequence[InterfaceAddress], pods: Sequence[In
 
 
 # A shim must neither answer nor ask, nor get an address by itself: everything it needs is told to it. rp_filter=1
-# keeps broadcasts of the LAN from reaching the host's sockets a second time. On a host that forwards, the kernel has every
-# new link join the group of all routers; forwarding=0 has it leave, and by MLDv1 it does so without a report to the LAN
-# (igmp6_leave_group in net/ipv6/mcast.c). Whether IPv6 is forwarded depends on `all` alone (ip6_forward).
+# keeps broadcasts of the LAN from reaching the host's sockets a second time. On a host that forwards, the kernel has
+# every new link join the group of all routers; forwarding=0 has it leave, and by MLDv1 it does so without a report to
+# the LAN (igmp6_leave_group in net/ipv6/mcast.c). Whether IPv6 is forwarded depends on `all` alone (ip6_forward).
 SHIM_SYSCTLS = (
     ("ipv6/addr_gen_mode", "1"),
     ("ipv6/accept_ra", "0"),

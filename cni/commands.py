@@ -103,10 +103,7 @@ def _recorded(node: Node, request: Request, attachment: Attachment, undo: ExitSt
 
 
 def _apply(node: Node, request: Request, wanted: View, observed: View) -> None:
-    changes = diff(wanted, observed)
-    for change in changes:
-        node.log.debug(str(change))
-    request.pod.namespace.apply(changes, node.parents(request.conf, request.pod))
+    node.apply(request.pod.namespace, diff(wanted, observed), node.parents(request.conf, request.pod))
 
 
 def delete(node: Node, call: Call, conf: NetConf) -> None:
@@ -114,6 +111,9 @@ def delete(node: Node, call: Call, conf: NetConf) -> None:
     key = Key(conf.name, call.container_id, call.ifname)
     with node.locks.attachment(key):
         attachment = node.records.find(key)
+        if attachment and conf.delegate and not attachment.delegate:
+            # A record that was rebuilt from the kernel does not know who gave the addresses.
+            attachment = replace(attachment, delegate=delegate.delegation(conf.delegate, conf.raw, call))
         if attachment:
             teardown.take_back(node, attachment, call.own_netns)
         else:

@@ -90,8 +90,10 @@ class SetRoute:
     found: Route | None = None
 
     def __str__(self) -> str:
-        verb, instead = ("replace", f" (it is {_route_words(self.found, self.link)})") if self.found else ("prepend", "")
-        return f"ip route {verb} {_route_words(self.route, self.link)}{instead}"
+        words = _route_words(self.route, self.link)
+        if self.found is None:
+            return f"ip route prepend {words}"
+        return f"ip route replace {words} (it is {_route_words(self.found, self.link)})"
 
 
 @frozen

@@ -18,9 +18,10 @@ from cni.state import Records
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from cni.config import NetConf
+    from cni.diff import Change
     from cni.log import Log
     from ipam.store import LeaseStore
 
@@ -57,6 +58,12 @@ class Node:
     def parents(self, conf: NetConf, pod: Pod) -> Namespace:
         """Where the parent lives."""
         return pod.namespace if conf.link_in_container else self.host
+
+    def apply(self, namespace: Namespace, changes: Sequence[Change], parents: Namespace) -> None:
+        """Apply changes of one link (see `Namespace.apply`), each of which is told to the log."""
+        for change in changes:
+            self.log.debug(str(change))
+        namespace.apply(changes, parents)
 
     @contextmanager
     def pod(self, path: str, own_allowed: bool) -> Iterator[Pod]:

@@ -25,6 +25,7 @@ from cni.netlink import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from ipaddress import IPv4Address, IPv6Address
 
     from cni.diff import Change
@@ -162,7 +163,7 @@ def encode(change: Change, index: int) -> Message:
     """A change to the existing link with that index; raises ValueError for what only a new link can have."""
     match change:
         case SetUp(link):
-            # Without multicast nothing joins a group through a link that shall be silent, and no membership is reported.
+            # Without multicast nothing joins a group through a silent link, and no membership is reported.
             flags = IFF_UP | (IFF_MULTICAST if link.arp else IFF_NOARP)
             header = LINK_HEADER.pack(AF_UNSPEC, 0, index, flags, IFF_UP | IFF_NOARP | IFF_MULTICAST)
             return Message(RTM_SETLINK, 0, header + text(IFLA_IFALIAS, link.alias))

@@ -74,7 +74,10 @@ def remove_unused(node: Node, shim: Link, parent_index: int) -> None:
 
 def _remove(node: Node, shim: Link) -> None:
     present = node.host.link(shim.name)
-    if present and (is_shim(present) or _is_half_made(present, shim)):
+    if present is None or not (is_shim(present) or _is_half_made(present, shim)):
+        return
+    # Routes that are still there are of pods that another dataDir knows, or none any more.
+    if not node.host.routes(present.index):
         node.log.debug(f"ip link del {shim.name}")
         node.host.delete_link(present.index)
 
@@ -146,10 +149,7 @@ def _ensure(node: Node, wanted: View) -> bool:
         # Somebody set it down, which took all of its entries, or we were killed while making it.
         link = replace(link, mac=present.mac)
         node.host.delete_link(present.index)
-    changes = diff(View(link=link, sysctls=wanted.sysctls), View())
-    for change in changes:
-        node.log.debug(str(change))
-    node.host.apply(changes, node.host)
+    node.apply(node.host, diff(View(link=link, sysctls=wanted.sysctls), View()), node.host)
     return True
 
 
@@ -184,7 +184,7 @@ def _apply_entries(node: Node, host: View) -> None:
     present = node.host.link(host.link.name)
     if present is None:
         raise KernelRefused(f"{host.link.name} vanished while it was set up: somebody removed it, or its parent")
-    node.host.apply(diff(_entries(host), View(link=present)), node.host)
+    node.apply(node.host, diff(_entries(host), View(link=present)), node.host)
 
 
 def _entries(view: View) -> View:

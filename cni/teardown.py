@@ -1,8 +1,8 @@
 """Taking an attachment back: after DEL and GC, after a failed ADD, and after one that was killed halfway.
 
-Each step tolerates that its object is gone already. The order is what keeps addresses unique and the LAN quiet: the host
-stops sending through the shim while the link is still there to receive it, a lease is released only when no link can
-have the address any more, a record is forgotten only when nothing is left that it describes.
+Each step tolerates that its object is gone already. The order is what keeps addresses unique and the LAN quiet: the
+host stops sending through the shim while the link is still there to receive it, a lease is released only when no link
+can have the address any more, a record is forgotten only when nothing is left that it describes.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -13,8 +12,8 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from cni import rtnetlink
-from cni.attachment import PROTO_SHIMLAN, SCOPE_LINK, InterfaceAddress, Link, Neighbour, Route
-from cni.diff import AddAddress, ReplaceNeighbour, ReplaceRoute, SetUp
+from cni.attachment import MAIN_TABLE, PROTO_SHIMLAN, SCOPE_LINK, InterfaceAddress, Link, Neighbour, Route
+from cni.diff import AddAddress, ReplaceNeighbour, SetRoute, SetUp
 from cni.netlink import HEADER, Message
 
 LINK = Link(
@@ -90,14 +89,14 @@ def test_an_address(text: str, prefixlen: int, broadcast: str | None, flags: int
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_route(route: Route) -> None:
-    message = read(rtmsg, rtnetlink.encode(ReplaceRoute("eth0", route), 9))
+    message = read(rtmsg, rtnetlink.encode(SetRoute("eth0", route), 9))
     assert message["dst_len"] == route.dst.prefixlen
     assert (message["proto"], message["scope"]) == (route.protocol, route.scope)
     assert message.get_attr("RTA_DST") == str(route.dst.network_address)
     assert message.get_attr("RTA_OIF") == 9
     assert message.get_attr("RTA_GATEWAY") == (str(route.via) if route.via else None)
     assert message.get_attr("RTA_PREFSRC") == (str(route.src) if route.src else None)
-    assert message.get_attr("RTA_TABLE") == (route.table or rtnetlink.MAIN_TABLE)
+    assert message.get_attr("RTA_TABLE") == (route.table or MAIN_TABLE)
     metrics = message.get_attr("RTA_METRICS")
     assert (metrics.get_attr("RTAX_MTU") if metrics else None) == (route.mtu or None)
     assert (metrics.get_attr("RTAX_ADVMSS") if metrics else None) == (route.advmss or None)
@@ -105,9 +104,8 @@ def test_a_route(route: Route) -> None:
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_route_comes_back_as_it_went(route: Route) -> None:
-    index, parsed = rtnetlink.parse_route(rtnetlink.encode(ReplaceRoute("eth0", route), 9).body) or (0, None)
+    ((index, parsed),) = rtnetlink.parse_routes(rtnetlink.encode(SetRoute("eth0", route), 9).body)
     assert index == 9
-    assert parsed is not None
     assert (parsed.dst, parsed.via, parsed.src, parsed.metric) == (route.dst, route.via, route.src, route.metric)
 
 
@@ -121,13 +119,13 @@ def test_a_neighbour(text: str) -> None:
     assert rtnetlink.parse_neighbour(rtnetlink.encode(ReplaceNeighbour("eth0", entry), 9).body) == (9, entry)
 
 
-def test_a_multipath_default_route_counts_for_its_first_link() -> None:
-    hop = struct.pack("=HBBi", 16, 0, 0, 5) + struct.pack("=HH4s", 8, rtnetlink.RTA_GATEWAY, bytes(4))
-    body = written(rtmsg, {"family": 2, "type": 1, "table": 254}, [])
-    index, route = rtnetlink.parse_route(body + rtnetlink.attribute(rtnetlink.RTA_MULTIPATH, hop)) or (0, None)
-    assert index == 5
-    assert route is not None
-    assert route.dst == ip_network("0.0.0.0/0")
+def test_each_next_hop_of_a_multipath_route_is_one_of_ours() -> None:
+    hops = [{"oif": 5, "attrs": [("RTA_GATEWAY", "192.0.2.1")]}, {"oif": 6, "attrs": [("RTA_GATEWAY", "198.51.100.1")]}]
+    body = written(rtmsg, {"family": 2, "type": 1, "table": 254}, [("RTA_MULTIPATH", hops)])
+    found = dict(rtnetlink.parse_routes(body))
+    assert found.keys() == {5, 6}
+    assert {route.dst for route in found.values()} == {ip_network("0.0.0.0/0")}
+    assert [str(found[index].via) for index in (5, 6)] == ["192.0.2.1", "198.51.100.1"]
 
 
 def test_a_parent_that_is_a_port() -> None:
