@@ -178,6 +178,7 @@ class Attachment:
     parent_in_pod: bool = False
     leasing: Leasing | None = None
     delegate: Delegation | None = None
+    rebuilt: bool = False  # from the kernel, after the store was lost: who gave the addresses is not known
 
     @property
     def ips(self) -> tuple[Address, ...]:

@@ -111,8 +111,7 @@ def delete(node: Node, call: Call, conf: NetConf) -> None:
     key = Key(conf.name, call.container_id, call.ifname)
     with node.locks.attachment(key):
         attachment = node.records.find(key)
-        if attachment and conf.delegate and not attachment.delegate:
-            # A record that was rebuilt from the kernel does not know who gave the addresses.
+        if attachment and attachment.rebuilt and conf.delegate:
             attachment = replace(attachment, delegate=delegate.delegation(conf.delegate, conf.raw, call))
         if attachment:
             teardown.take_back(node, attachment, call.own_netns)

@@ -147,6 +147,7 @@ def _attachment(key: Key, sighting: Sighting, shim_view: View, lease_dir: str) -
         source_nat=tuple(_source_nat(link.parent_index, routes)),
         parent_in_pod=sighting.parent_in_pod,
         leasing=Leasing(lease_dir, COOLDOWN_SECONDS),
+        rebuilt=True,
     )
 
 

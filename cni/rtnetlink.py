@@ -290,16 +290,19 @@ def parse_routes(body: bytes) -> Iterator[tuple[int, Route]]:
     attributes = attribute_map(body, ROUTE_HEADER.size)
     metrics = attribute_map(attributes.get(RTA_METRICS, b""))
     for index, gateway in _next_hops(attributes):
-        yield index, Route(
-            dst=ip_network((attributes.get(RTA_DST, bytes(4 if family == AF_INET else 16)), prefixlen)),
-            via=_ip(gateway),
-            src=_ip(attributes.get(RTA_PREFSRC)),
-            scope=scope,
-            metric=_u32(attributes.get(RTA_PRIORITY)),
-            table=_u32(attributes.get(RTA_TABLE)) or table,
-            mtu=_u32(metrics.get(RTAX_MTU)),
-            advmss=_u32(metrics.get(RTAX_ADVMSS)),
-            protocol=protocol,
+        yield (
+            index,
+            Route(
+                dst=ip_network((attributes.get(RTA_DST, bytes(4 if family == AF_INET else 16)), prefixlen)),
+                via=_ip(gateway),
+                src=_ip(attributes.get(RTA_PREFSRC)),
+                scope=scope,
+                metric=_u32(attributes.get(RTA_PRIORITY)),
+                table=_u32(attributes.get(RTA_TABLE)) or table,
+                mtu=_u32(metrics.get(RTAX_MTU)),
+                advmss=_u32(metrics.get(RTAX_ADVMSS)),
+                protocol=protocol,
+            ),
         )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from cni.ctl.frames import ETH_P_ARP, Capture, Frame
 from cni.ctl.lab import CniFailed, Lab, Node
-from tests.kernel.traces import held, network, records
+from tests.kernel.traces import held, network, records, stored
 
 ETH_P_IPV6 = 0x86DD
 NEIGHBOUR_ADVERTISEMENT = 136
@@ -21,7 +21,7 @@ WANTED, WANTED6 = "192.0.2.150", "2001:db8::150"
 
 # --- requested addresses ---------------------------------------------------------------------------------------------
 
-REQUESTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "CNI_ARGS": ({}, {"CNI_ARGS": f"IP={WANTED},{WANTED6}"}),
     "runtimeConfig": ({"runtimeConfig": {"ips": [WANTED, WANTED6]}}, {}),
     "runtimeConfig with prefix lengths": ({"runtimeConfig": {"ips": [f"{WANTED}/24", f"{WANTED6}/64"]}}, {}),
@@ -31,7 +31,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize(("changes", "variables"), REQUESTS.values(), ids=REQUESTS)
-def test_a_requested_address_is_given(lab: Lab, changes: dict[str, Any], variables: dict[str, str]) -> None:
+def test_a_requested_address_is_given(lab: Lab, changes: dict[str, Any], variables: dict[str, Any]) -> None:
     pod = lab.pod("a", lab.conf(dual=True, **changes), **variables)
     assert pod.addresses() == [f"{WANTED}/24", f"{WANTED6}/64"]
     assert pod.pings(lab.host)
@@ -59,7 +59,9 @@ def test_a_request_that_cannot_be_granted_is_an_error(lab: Lab, address: str, wo
 
 def test_the_hosts_own_address_and_the_gateway_are_never_given(lab: Lab) -> None:
     ranges = [[{"subnet": "192.0.2.0/28", "gateway": "192.0.2.1"}]]
-    lab.host.ip_batch("address flush dev eth0", "address add 192.0.2.2/28 dev eth0", "address add 192.0.2.4/28 dev eth0")
+    lab.host.ip_batch(
+        "address flush dev eth0", "address add 192.0.2.2/28 dev eth0", "address add 192.0.2.4/28 dev eth0"
+    )
     given = [lab.pod(conf=lab.conf(ipam={"ranges": ranges})).address for _ in range(3)]
     assert given == ["192.0.2.3", "192.0.2.5", "192.0.2.6"]
 
@@ -68,7 +70,9 @@ def test_when_all_are_taken_it_says_of_what(lab: Lab) -> None:
     ranges = [[{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.100", "rangeEnd": "192.0.2.101"}]]
     conf = lab.conf(ipam={"ranges": ranges})
     pods = [lab.pod(conf=conf) for _ in range(2)]
-    with pytest.raises(CniFailed, match=r"network lan has no free address in 192.0.2.100-192.0.2.101: 2 held") as failure:
+    with pytest.raises(
+        CniFailed, match=r"network lan has no free address in 192.0.2.100-192.0.2.101: 2 held"
+    ) as failure:
         lab.pod("a", conf)
     assert failure.value.code == 100
     pods[0].delete()
@@ -107,21 +111,31 @@ def test_pods_of_the_reference_plugin_can_be_deleted_after_the_switch(lab: Lab) 
     new.check()
 
 
-# --- MAC ---------------------------------------------------------------------------------------------------------------
+# --- MAC -------------------------------------------------------------------------------------------------------------
 
 SOURCES: tuple[tuple[dict[str, Any], dict[str, str], str], ...] = (
     ({"mac": "02:00:00:00:00:04"}, {}, "02:00:00:00:00:04"),
     ({"mac": "02:00:00:00:00:04"}, {"CNI_ARGS": "MAC=02-00-00-00-00-03"}, "02:00:00:00:00:03"),
-    ({"mac": "02:00:00:00:00:04", "args": {"cni": {"mac": "02:00:00:00:00:02"}}},
-     {"CNI_ARGS": "MAC=02:00:00:00:00:03"}, "02:00:00:00:00:02"),
-    ({"mac": "02:00:00:00:00:04", "args": {"cni": {"mac": "02:00:00:00:00:02"}},
-      "runtimeConfig": {"mac": "02:00:00:00:00:0A"}}, {"CNI_ARGS": "MAC=02:00:00:00:00:03"}, "02:00:00:00:00:0a"),
+    (
+        {"mac": "02:00:00:00:00:04", "args": {"cni": {"mac": "02:00:00:00:00:02"}}},
+        {"CNI_ARGS": "MAC=02:00:00:00:00:03"},
+        "02:00:00:00:00:02",
+    ),
+    (
+        {
+            "mac": "02:00:00:00:00:04",
+            "args": {"cni": {"mac": "02:00:00:00:00:02"}},
+            "runtimeConfig": {"mac": "02:00:00:00:00:0A"},
+        },
+        {"CNI_ARGS": "MAC=02:00:00:00:00:03"},
+        "02:00:00:00:00:0a",
+    ),
 )
 
 
 @pytest.mark.parametrize(("changes", "variables", "mac"), SOURCES)
 def test_the_nearest_source_of_a_mac_wins(
-    lab: Lab, changes: dict[str, Any], variables: dict[str, str], mac: str
+    lab: Lab, changes: dict[str, Any], variables: dict[str, Any], mac: str
 ) -> None:
     pod = lab.pod("a", lab.conf(**changes), **variables)
     assert pod.mac == pod.result["interfaces"][0]["mac"] == mac
@@ -145,7 +159,7 @@ def test_the_policies_make_a_mac_from_address_pod_or_chance(lab: Lab) -> None:
     assert again.address != by_pod.address
 
 
-# --- announcements -----------------------------------------------------------------------------------------------------
+# --- announcements ---------------------------------------------------------------------------------------------------
 
 
 def announced(frame: Frame) -> tuple[str, str]:
@@ -190,7 +204,7 @@ def test_no_announcement_when_it_is_not_wanted(lab: Lab) -> None:
     assert pod.mac not in {mac for _, mac in map(announced, seen.frames)}
 
 
-# --- conflicts ---------------------------------------------------------------------------------------------------------
+# --- conflicts -------------------------------------------------------------------------------------------------------
 
 DETECT = {"timeoutMs": 200, "retries": 1}
 
@@ -220,7 +234,7 @@ def test_a_requested_address_in_use_on_the_lan_is_an_error(lab: Lab, address: st
         lab.pod("a", lab.conf(dual=True, detectConflicts=DETECT), CNI_ARGS=f"IP={address}")
     assert failure.value.code == 101
     assert network(lab.host)["links"] == before["links"]
-    assert held(lab) == records(lab) == []
+    assert stored(lab) == []
 
 
 def test_without_detection_nobody_is_asked(lab: Lab) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,9 @@ import pytest
 
 from cni.ctl.lab import CniFailed, Lab, Pod
 from cni.protocol import VERSIONS
-from tests.kernel.traces import held, network, records, sysctls
+from tests.kernel.traces import held, network, records, stored, sysctls
 
+ROOT = Path(__file__).parents[2]
 OTHER_PLUGIN = {
     "interfaces": [{"name": "br0", "mac": "02:00:00:00:00:aa"}, {"name": "net0", "sandbox": "/run/netns/x"}],
     "ips": [{"version": "4", "address": "198.51.100.7/24", "gateway": "198.51.100.1", "interface": 1}],
@@ -21,7 +26,7 @@ OTHER_PLUGIN = {
 }
 
 
-# --- results -----------------------------------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -50,7 +55,7 @@ def test_the_result_has_the_shape_of_its_version(lab: Lab, version: str) -> None
     }
     pod.check()
     pod.delete()
-    assert held(lab) == records(lab) == []
+    assert stored(lab) == []
 
 
 def test_routes_tell_their_options_in_the_newest_version_only(lab: Lab) -> None:
@@ -100,10 +105,10 @@ def test_a_prev_result_that_is_none_is_refused_and_nothing_is_left(lab: Lab) -> 
         lab.pod("a", {**lab.conf(), "prevResult": {"ips": [{"address": "nonsense"}]}})
     assert failure.value.code == 6
     assert network(lab.host) == before
-    assert held(lab) == records(lab) == []
+    assert stored(lab) == []
 
 
-# --- the link ------------------------------------------------------------------------------------------------------
+# --- the link --------------------------------------------------------------------------------------------------------
 
 
 def test_the_link_is_a_child_of_the_parent_with_all_that_was_asked(lab: Lab) -> None:
@@ -132,7 +137,8 @@ def test_the_default_route_with_the_lowest_metric_decides(lab: Lab) -> None:
         "link set other up",
         "link set peer up",
         "address add 198.51.100.2/24 dev other",
-        "route del default", "route add default via 192.0.2.1 metric 200",
+        "route del default",
+        "route add default via 192.0.2.1 metric 200",
         "route add default via 198.51.100.1 metric 100",
     )
     pod = lab.pod("a", lab.conf(master=None))
@@ -221,27 +227,48 @@ def test_an_add_that_is_repeated_starts_anew(lab: Lab) -> None:
     pod.check()
 
 
-# --- refusals ------------------------------------------------------------------------------------------------------
+# --- refusals --------------------------------------------------------------------------------------------------------
 
 NOT_USABLE: tuple[tuple[str, tuple[str, ...], dict[str, Any], int, str], ...] = (
     ("missing", (), {"master": "nope"}, 102, r'no link nope: set "master" to one that exists \(eth0'),
     ("down", ("link set eth0 down",), {}, 102, "eth0 is down: run `ip link set eth0 up`"),
     ("loopback", (), {"master": "lo"}, 102, "lo is no Ethernet device"),
-    ("port of a bridge", ("link add br7 type bridge", "link set eth0 master br7"), {}, 102,
-     'eth0 is a port of bridge br7: set "master": "br7"'),
+    (
+        "port of a bridge",
+        ("link add br7 type bridge", "link set eth0 master br7"),
+        {},
+        102,
+        'eth0 is a port of bridge br7: set "master": "br7"',
+    ),
     ("MTU above the parent's", (), {"mtu": 9000}, 7, "mtu: 9000 is above the 1500 of eth0"),
-    ("address that is none of the host", (), {"shim": {"hostAddresses": ["192.0.2.99"]}}, 7,
-     "shim.hostAddresses: 192.0.2.99 is no address of this host"),
+    (
+        "address that is none of the host",
+        (),
+        {"shim": {"hostAddresses": ["192.0.2.99"]}},
+        7,
+        "shim.hostAddresses: 192.0.2.99 is no address of this host",
+    ),
     ("shim beside another mode", (), {"mode": "vepa", "shim": True}, 7, "shim: a shim only works with mode bridge"),
-    ("gateway that nobody can reach", (), {"ipam": {"routes": [{"dst": "0.0.0.0/0", "gw": "203.0.113.1"}]}}, 103,
-     "the gateway is in no subnet of the pod"),
-    ("MAC of the parent's other child", ("link add taken link eth0 address 02:00:00:00:00:09 type macvlan mode bridge",
-                                         "link set taken up"), {"mac": "02:00:00:00:00:09"}, 103, "has this MAC"),
+    (
+        "gateway that nobody can reach",
+        (),
+        {"ipam": {"routes": [{"dst": "0.0.0.0/0", "gw": "203.0.113.1"}]}},
+        103,
+        "the gateway is in no subnet of the pod",
+    ),
+    (
+        "MAC of the parent's other child",
+        ("link add taken link eth0 address 02:00:00:00:00:09 type macvlan mode bridge", "link set taken up"),
+        {"mac": "02:00:00:00:00:09"},
+        103,
+        "has this MAC",
+    ),
 )
 
 
-@pytest.mark.parametrize(("lines", "changes", "code", "words"), [row[1:] for row in NOT_USABLE],
-                         ids=[row[0] for row in NOT_USABLE])
+@pytest.mark.parametrize(
+    ("lines", "changes", "code", "words"), [row[1:] for row in NOT_USABLE], ids=[row[0] for row in NOT_USABLE]
+)
 def test_what_cannot_work_is_refused_in_words_and_leaves_nothing(
     lab: Lab, lines: tuple[str, ...], changes: dict[str, Any], code: int, words: str
 ) -> None:
@@ -253,7 +280,7 @@ def test_what_cannot_work_is_refused_in_words_and_leaves_nothing(
     assert failure.value.code == code
     assert network(lab.host) == before
     assert [link["ifname"] for link in pod.links()] == ["lo"]
-    assert held(lab) == records(lab) == []
+    assert stored(lab) == []
 
 
 def test_a_link_of_that_name_in_the_pod_is_left_alone(lab: Lab) -> None:
@@ -265,7 +292,7 @@ def test_a_link_of_that_name_in_the_pod_is_left_alone(lab: Lab) -> None:
     assert failure.value.code == 103
     pod.delete()
     assert network(pod) == before
-    assert held(lab) == records(lab) == []
+    assert stored(lab) == []
 
 
 def test_a_bridge_can_be_the_parent(lab: Lab) -> None:
@@ -307,17 +334,18 @@ def test_what_is_no_network_namespace_is_refused(lab: Lab, netns: str) -> None:
     assert (answer.status, answer.json["code"]) == (1, 106)
     assert netns in answer.json["msg"] or "must be a network namespace" in answer.json["msg"]
     assert network(lab.host) == before
-    assert held(lab) == records(lab) == []
+    assert stored(lab) == []
 
 
 def test_its_own_namespace_is_refused_unless_that_is_meant(lab: Lab) -> None:
     variables = {"CNI_CONTAINERID": "a", "CNI_IFNAME": "net7", "CNI_NETNS": lab.host.netns}
-    refused = lab.cni("ADD", lab.conf(), **variables)
+    refused = lab.runtime().call("ADD", lab.conf(), variables)
     assert refused.json["code"] == 4
     assert "CNI_NETNS_OVERRIDE" in refused.json["msg"]
-    assert lab.cni("ADD", lab.conf(), CNI_NETNS_OVERRIDE="1", **variables).or_raise().json["ips"]
+    meant = {**variables, "CNI_NETNS_OVERRIDE": "1"}
+    assert lab.runtime().call("ADD", lab.conf(), meant).or_raise().json["ips"]
     assert lab.host.link("net7")["linkinfo"]["info_kind"] == "macvlan"
-    assert lab.cni("DEL", lab.conf(), CNI_NETNS_OVERRIDE="1", **variables).ok
+    assert lab.runtime().call("DEL", lab.conf(), meant).ok
     assert [link["ifname"] for link in lab.host.links()] == ["lo", "eth0"]
 
 
@@ -325,13 +353,13 @@ def test_its_own_namespace_is_refused_unless_that_is_meant(lab: Lab) -> None:
 def test_a_data_directory_that_cannot_be_made_is_an_error_in_words(lab: Lab, command: str) -> None:
     before, pod = network(lab.host), lab.container("a")
     conf = {**lab.conf(dataDir="/proc/shimlan"), "prevResult": {}, "cni.dev/valid-attachments": []}
-    answer = lab.cni(command, conf, **pod.variables)
+    answer = lab.runtime().call(command, conf, pod.variables)
     assert (answer.status, answer.json["code"]) == (1, 5)
     assert "/proc/shimlan" in answer.json["msg"]
     assert network(lab.host) == before
 
 
-# --- DEL -----------------------------------------------------------------------------------------------------------
+# --- DEL -------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -339,12 +367,12 @@ def nothing_changes(lab: Lab) -> Iterator[None]:
     before = network(lab.host), sysctls(lab.host, "eth0", "lo")
     yield
     assert (network(lab.host), sysctls(lab.host, "eth0", "lo")) == before
-    assert held(lab) == records(lab) == []
+    assert stored(lab) == []
 
 
 def delete(lab: Lab, pod: Pod, conf: dict[str, Any] | None = None, **variables: str) -> None:
     """DEL as a runtime sends it when it remembers next to nothing: no prevResult."""
-    lab.cni("DEL", conf or pod.conf, **{**pod.variables, **variables}).or_raise()
+    lab.runtime().call("DEL", conf or pod.conf, {**pod.variables, **variables}).or_raise()
 
 
 def test_del_leaves_the_host_as_it_was(lab: Lab) -> None:
@@ -389,8 +417,7 @@ def test_del_without_a_namespace_path_still_removes_the_link(lab: Lab) -> None:
 def test_del_spares_another_container_in_a_namespace_of_the_same_path(lab: Lab) -> None:
     first = lab.pod("a")
     lab.host.run("ip", "netns", "del", first.name)
-    second = Pod(first.name, "second", lab.runtime(), lab.conf(),
-                 {**first.variables, "CNI_CONTAINERID": "second"})
+    second = Pod(first.name, "second", lab.runtime(), lab.conf(), {**first.variables, "CNI_CONTAINERID": "second"})
     lab.host.run("ip", "netns", "add", second.name)
     second.add()
     first.delete()
@@ -404,7 +431,7 @@ def test_del_when_the_parent_is_gone(lab: Lab) -> None:
     pod = lab.pod("a")
     lab.host.ip("link", "del", "eth0")
     pod.delete()
-    assert held(lab) == records(lab) == []
+    assert stored(lab) == []
 
 
 CHANGED: dict[str, dict[str, Any]] = {
@@ -466,8 +493,6 @@ def test_pods_of_an_earlier_boot_do_not_disturb_those_of_this_one(lab: Lab) -> N
 
 def another_boot(lab: Lab) -> None:
     """Make all that the store holds be of another boot."""
-    import sqlite3
-
     with sqlite3.connect(f"{lab.data_dir}/shimlan.db", isolation_level=None) as connection:
         connection.execute("UPDATE attachments SET boot_id = 'another'")
         connection.execute("UPDATE lease_boot SET id = 'another'")
@@ -486,10 +511,17 @@ def test_a_lost_store_is_no_reason_to_leave_a_pod_attached(lab: Lab) -> None:
 def test_two_hosts_of_one_lan_reach_each_others_pods(lab: Lab) -> None:
     other = lab.machine("other", "192.0.2.11/24", "2001:db8::11/64", gateways=["192.0.2.1", "2001:db8::1"])
     mine = lab.pod("mine", lab.conf(dual=True))
-    elsewhere = lab.conf(dual=True, dataDir=f"{lab.data_dir}/other", ipam={
-        "dataDir": f"{lab.data_dir}/other",
-        "ranges": [[{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.200"}],
-                   [{"subnet": "2001:db8::/64", "rangeStart": "2001:db8::200"}]]})
+    elsewhere = lab.conf(
+        dual=True,
+        dataDir=f"{lab.data_dir}/other",
+        ipam={
+            "dataDir": f"{lab.data_dir}/other",
+            "ranges": [
+                [{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.200"}],
+                [{"subnet": "2001:db8::/64", "rangeStart": "2001:db8::200"}],
+            ],
+        },
+    )
     theirs = lab.pod("theirs", elsewhere, host=other)
     for family in (4, 6):
         assert mine.pings(theirs, family)
@@ -499,8 +531,6 @@ def test_two_hosts_of_one_lan_reach_each_others_pods(lab: Lab) -> None:
 
 
 def test_adds_at_once_share_one_shim_and_no_address(lab: Lab) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     pods = [lab.container(f"p{number}") for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda pod: pod.add(), pods))
@@ -508,4 +538,22 @@ def test_adds_at_once_share_one_shim_and_no_address(lab: Lab) -> None:
         assert all(pool.map(lab.host.pings, pods))
         list(pool.map(lambda pod: pod.delete(), pods))
     assert [link["ifname"] for link in lab.host.links()] == ["lo", "eth0"]
-    assert held(lab) == records(lab) == []
+    assert stored(lab) == []
+
+
+# --- cost ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["ADD", "CHECK", "DEL", "GC"])
+def test_no_call_loads_what_is_slow(lab: Lab, command: str) -> None:
+    pod = lab.container("a", lab.conf(dual=True)) if command == "ADD" else lab.pod("a", lab.conf(dual=True))
+    conf = {**pod.conf, "prevResult": pod.result, "cni.dev/valid-attachments": []}
+    # Without `site`, whose .pth files load what they like.
+    program = (sys.executable, "-S", "-X", "importtime", str(ROOT / "bin" / "shimlan"))
+    environ = {"PYTHONPATH": str(ROOT), "CNI_COMMAND": command, **pod.variables}
+    done = lab.host.run(*program, input=json.dumps(conf), env=environ)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "cni.commands" in loaded
+    assert (
+        loaded & {"typing", "dataclasses", "enum", "socket", "subprocess", "logging", "pyroute2", "jsonschema"} == set()
+    )

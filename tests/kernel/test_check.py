@@ -32,41 +32,70 @@ def lose_lease(lab: Lab, pod: Pod) -> None:
 
 BROKEN: dict[str, tuple[Breakage, tuple[str, ...]]] = {
     "address": (in_pod("address del 192.0.2.100/24 dev eth0"), ("pod: ip addr add 192.0.2.100/24 dev eth0",)),
-    "IPv6 address": (in_pod("address del 2001:db8::100/64 dev eth0"),
-                     ("pod: ip addr add 2001:db8::100/64 dev eth0 nodad",)),
-    "prefix length": (in_pod("address del 192.0.2.100/24 dev eth0", "address add 192.0.2.100/25 dev eth0"),
-                      ("pod: ip addr add 192.0.2.100/24",)),
+    "IPv6 address": (
+        in_pod("address del 2001:db8::100/64 dev eth0"),
+        ("pod: ip addr add 2001:db8::100/64 dev eth0 nodad",),
+    ),
+    "prefix length": (
+        in_pod("address del 192.0.2.100/24 dev eth0", "address add 192.0.2.100/25 dev eth0"),
+        ("pod: ip addr add 192.0.2.100/24",),
+    ),
     "default route": (in_pod("route del default"), ("pod: ip route prepend default via 192.0.2.1 dev eth0",)),
-    "IPv6 default route": (in_pod("route del default via 2001:db8::1 dev eth0"),
-                           ("pod: ip route prepend default via 2001:db8::1 dev eth0",)),
-    "gateway": (in_pod("route replace default via 192.0.2.9 dev eth0"),
-                ("default via 192.0.2.1 dev eth0 (it is default via 192.0.2.9",)),
+    "IPv6 default route": (
+        in_pod("route del default via 2001:db8::1 dev eth0"),
+        ("pod: ip route prepend default via 2001:db8::1 dev eth0",),
+    ),
+    "gateway": (
+        in_pod("route replace default via 192.0.2.9 dev eth0"),
+        ("default via 192.0.2.1 dev eth0 (it is default via 192.0.2.9",),
+    ),
     "route to the host": (in_pod("route del 192.0.2.10/32"), ("pod: ip route prepend 192.0.2.10/32",)),
     "service route": (in_pod("route del 10.96.0.0/16"), ("pod: ip route prepend 10.96.0.0/16 via 192.0.2.10",)),
     "MTU": (in_pod("link set eth0 mtu 1300"), ("pod: ip link set eth0 mtu 1400 (it is 1300)",)),
-    "MAC": (in_pod("link set eth0 address 02:00:00:00:00:66"),
-            ("pod: ip link set eth0 address 02:42:c0:00:02:64 (it is 02:00:00:00:00:66)",)),
+    "MAC": (
+        in_pod("link set eth0 address 02:00:00:00:00:66"),
+        ("pod: ip link set eth0 address 02:42:c0:00:02:64 (it is 02:00:00:00:00:66)",),
+    ),
     "mode": (in_pod("link set eth0 type macvlan mode private"), ("pod: ip link set eth0 mode bridge (it is private)",)),
     "link down": (in_pod("link set eth0 down"), ("pod: ip link set eth0 up",)),
     "link gone": (in_pod("link del eth0"), ("pod: ip link add eth0 link",)),
-    "link of another kind": (in_pod("link del eth0", "link add eth0 type bridge"),
-                             ("pod: ip link set eth0 type macvlan (it is bridge)",)),
-    "neighbour in the pod": (in_pod("neigh del 192.0.2.10 dev eth0"), ("pod: ip neigh replace 192.0.2.10 lladdr 02:5e",)),
-    "neighbour that may age": (in_pod("neigh replace 192.0.2.10 lladdr 02:00:00:00:00:66 dev eth0 nud reachable"),
-                               ("pod: ip neigh replace 192.0.2.10 lladdr 02:5e",)),
+    "link of another kind": (
+        in_pod("link del eth0", "link add eth0 type bridge"),
+        ("pod: ip link set eth0 type macvlan (it is bridge)",),
+    ),
+    "neighbour in the pod": (
+        in_pod("neigh del 192.0.2.10 dev eth0"),
+        ("pod: ip neigh replace 192.0.2.10 lladdr 02:5e",),
+    ),
+    "neighbour that may age": (
+        in_pod("neigh replace 192.0.2.10 lladdr 02:00:00:00:00:66 dev eth0 nud reachable"),
+        ("pod: ip neigh replace 192.0.2.10 lladdr 02:5e",),
+    ),
     "host route": (on_host("route del 192.0.2.100/32"), ("host: ip route prepend 192.0.2.100/32 dev shim2",)),
-    "source of the host route": (on_host("route replace 192.0.2.100/32 dev shim2 proto 174 scope link"),
-                                 ("src 192.0.2.10",)),
-    "IPv6 host route": (on_host("route del 2001:db8::100/128"), ("host: ip route prepend 2001:db8::100/128 dev shim2",)),
-    "host neighbour": (on_host("neigh del 192.0.2.100 dev shim2"),
-                       ("host: ip neigh replace 192.0.2.100 lladdr 02:42:c0:00:02:64 dev shim2",)),
-    "wrong host neighbour": (on_host("neigh replace 192.0.2.100 lladdr 02:00:00:00:00:66 dev shim2 nud permanent"),
-                             ("host: ip neigh replace 192.0.2.100 lladdr 02:42:c0:00:02:64 dev shim2",)),
+    "source of the host route": (
+        on_host("route replace 192.0.2.100/32 dev shim2 proto 174 scope link"),
+        ("src 192.0.2.10",),
+    ),
+    "IPv6 host route": (
+        on_host("route del 2001:db8::100/128"),
+        ("host: ip route prepend 2001:db8::100/128 dev shim2",),
+    ),
+    "host neighbour": (
+        on_host("neigh del 192.0.2.100 dev shim2"),
+        ("host: ip neigh replace 192.0.2.100 lladdr 02:42:c0:00:02:64 dev shim2",),
+    ),
+    "wrong host neighbour": (
+        on_host("neigh replace 192.0.2.100 lladdr 02:00:00:00:00:66 dev shim2 nud permanent"),
+        ("host: ip neigh replace 192.0.2.100 lladdr 02:42:c0:00:02:64 dev shim2",),
+    ),
     "shim gone": (on_host("link del shim2"), ("host: ip link add shim2 link", "host: ip route prepend")),
     "shim down": (on_host("link set shim2 down"), ("host: ip link set shim2 arp off multicast off up",)),
     "shim with ARP": (on_host("link set shim2 arp on"), ("host: ip link set shim2 arp off (it is on)",)),
     "shim's MAC": (on_host("link set shim2 address 02:00:00:00:00:66"), ("host: ip link set shim2 address 02:5e",)),
-    "host's address": (on_host("address del 192.0.2.10/24 dev eth0"), ("host: ip route prepend 192.0.2.100/32 dev shim2",)),
+    "host's address": (
+        on_host("address del 192.0.2.10/24 dev eth0"),
+        ("host: ip route prepend 192.0.2.100/32 dev shim2",),
+    ),
     "lease": (lose_lease, ("ipam: no lease of 192.0.2.100", "ipam: no lease of 2001:db8::100")),
     "two things": (in_pod("route del default", "link set eth0 mtu 1300"), ("default via 192.0.2.1", "mtu 1400")),
 }
@@ -84,7 +113,9 @@ def test_what_was_broken_is_found_and_named(lab: Lab, breakage: Breakage, words:
 
 
 @pytest.mark.skipif(not shutil.which("nft"), reason="nft is not installed")
-@pytest.mark.parametrize("command", ["flush ruleset", "delete table inet shimlan", "flush chain inet shimlan postrouting"])
+@pytest.mark.parametrize(
+    "command", ["flush ruleset", "delete table inet shimlan", "flush chain inet shimlan postrouting"]
+)
 def test_lost_source_nat_is_found(lab: Lab, command: str) -> None:
     pod = lab.pod("a", lab.conf(**CONF))
     lab.host.run("nft", *command.split())
@@ -125,8 +156,11 @@ def test_another_network_on_the_parent_is_no_difference(lab: Lab) -> None:
 
 
 def test_routes_with_their_options_are_compared(lab: Lab) -> None:
-    routes = [{"dst": "203.0.113.0/24", "mtu": 1300, "advmss": 1200, "priority": 50, "table": 100, "scope": 0},
-              {"dst": "198.51.100.0/24", "scope": 253}, {"dst": "2001:db8:9::/48", "priority": 7}]
+    routes = [
+        {"dst": "203.0.113.0/24", "mtu": 1300, "advmss": 1200, "priority": 50, "table": 100, "scope": 0},
+        {"dst": "198.51.100.0/24", "scope": 253},
+        {"dst": "2001:db8:9::/48", "priority": 7},
+    ]
     pod = lab.pod("a", lab.conf(dual=True, cniVersion="1.1.0", ipam={"routes": routes}))
     pod.check()
     pod.ip("route", "replace", "203.0.113.0/24", "via", "192.0.2.1", "metric", "50", "table", "100", "mtu", "1200")
@@ -135,11 +169,17 @@ def test_routes_with_their_options_are_compared(lab: Lab) -> None:
     assert "metric 50 table 100 mtu 1300" in failure.value.details
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda result: {**result, "ips": result["ips"][1:]}, "prevResult: has no address 192.0.2.100/24"),
-    (lambda result: {**result, "interfaces": []}, "prevResult: has no interface eth0"),
-    (lambda result: {**result, "interfaces": [{"name": "net9", "sandbox": "/x"}]}, "prevResult: has no interface eth0"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda result: {**result, "ips": result["ips"][1:]}, "prevResult: has no address 192.0.2.100/24"),
+        (lambda result: {**result, "interfaces": []}, "prevResult: has no interface eth0"),
+        (
+            lambda result: {**result, "interfaces": [{"name": "net9", "sandbox": "/x"}]},
+            "prevResult: has no interface eth0",
+        ),
+    ],
+)
 def test_a_result_that_tells_of_another_attachment_is_found(
     lab: Lab, change: Callable[[dict[str, Any]], dict[str, Any]], words: str
 ) -> None:
@@ -152,7 +192,7 @@ def test_a_result_that_tells_of_another_attachment_is_found(
 
 def test_without_prev_result_it_is_refused(lab: Lab) -> None:
     pod = lab.pod("a")
-    answer = lab.cni("CHECK", pod.conf, **pod.variables)
+    answer = lab.runtime().call("CHECK", pod.conf, pod.variables)
     assert answer.json["code"] == 7
     assert "prevResult" in answer.json["msg"]
 

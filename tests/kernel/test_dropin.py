@@ -98,8 +98,9 @@ def reference_knows(word: str) -> bool:
     return word.encode() in binary.read_bytes()
 
 
-def compare(conf: Json, *, ours_delegates: bool = False, parent_inside: bool = False, ifname: str = "eth0",
-            **variables: str) -> None:
+def compare(
+    conf: Json, *, ours_delegates: bool = False, parent_inside: bool = False, ifname: str = "eth0", **variables: Any
+) -> None:
     """Attach a pod in one lab by the reference plugins and in another by ours, and find them equal."""
     with Lab() as there, Lab() as here:
         theirs = attach(there, keeping_its_data_in(there, conf), parent_inside, ifname, variables)
@@ -112,7 +113,7 @@ def compare(conf: Json, *, ours_delegates: bool = False, parent_inside: bool = F
         assert seen(ours) == seen(theirs)
 
 
-def attach(lab: Lab, conf: Json, parent_inside: bool, ifname: str, variables: dict[str, str]) -> Pod:
+def attach(lab: Lab, conf: Json, parent_inside: bool, ifname: str, variables: dict[str, Any]) -> Pod:
     pod = lab.container("pod", conf, ifname, **variables)
     # The reference plugin waits for IPv6 duplicate address detection, which takes two seconds.
     pod.sysctl("net.ipv6.conf.default.accept_dad", 0)
@@ -157,13 +158,20 @@ def seen(node: Node) -> Json:
             for info in row["addr_info"]
             if info["scope"] == "global"
         ],
-        "routes": [{key: value for key, value in row.items() if key != "flags"} for row in routes
-                   if not row["dst"].startswith("fe80")],
+        "routes": [
+            {key: value for key, value in row.items() if key != "flags"}
+            for row in routes
+            if not row["dst"].startswith("fe80")
+        ],
     }
 
 
 def plain(link: Json) -> Json:
     return {
-        "name": link["ifname"], "mtu": link["mtu"], "flags": link["flags"], "group": link["group"],
-        "mac": link["address"] if link["address"] == MAC else "", "kind": link["linkinfo"],
+        "name": link["ifname"],
+        "mtu": link["mtu"],
+        "flags": link["flags"],
+        "group": link["group"],
+        "mac": link["address"] if link["address"] == MAC else "",
+        "kind": link["linkinfo"],
     }

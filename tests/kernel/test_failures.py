@@ -13,7 +13,7 @@ import pytest
 
 from cni.ctl.lab import Lab, Pod
 from cni.ctl.runtime import PLUGIN_DIRECTORIES, CniAnswer, Json
-from tests.kernel.traces import held, network, records
+from tests.kernel.traces import network, records, stored
 
 # The plugin, whose n-th conversation with the kernel goes wrong. Of a batch, all but the last message are sent.
 SABOTAGED = """
@@ -60,15 +60,16 @@ MOST = 60  # conversations of one ADD; more would mean that the sabotage never s
 def call(lab: Lab, pod: Pod, command: str, how: str, number: int) -> CniAnswer:
     """One verb of the sabotaged plugin."""
     environ = {"CNI_COMMAND": command, "CNI_PATH": ":".join(lab.runtime().directories), **pod.variables}
-    done = lab.host.run(sys.executable, "-c", SABOTAGED, how, str(number), check=False, env=environ,
-                        input=json.dumps(pod.conf))
+    done = lab.host.run(
+        sys.executable, "-c", SABOTAGED, how, str(number), check=False, env=environ, input=json.dumps(pod.conf)
+    )
     return CniAnswer("shimlan", command, done.returncode, done.stdout, done.stderr)
 
 
 def assert_nothing_is_left(lab: Lab, pod: Pod, before: Json) -> None:
     assert network(lab.host) == before
     assert [link["ifname"] for link in pod.links()] == ["lo"]
-    assert held(lab) == records(lab) == []
+    assert stored(lab) == []
     assert list(Path(lab.data_dir, "lan").glob("192.0.2.*")) == []  # of host-local
 
 
@@ -87,7 +88,7 @@ def test_an_add_that_is_refused_anywhere_leaves_nothing(lab: Lab, changes: dict[
 
 def delete(lab: Lab, pod: Pod) -> None:
     """DEL of a runtime that never got a result."""
-    lab.cni("DEL", pod.conf, **pod.variables).or_raise()
+    lab.runtime().call("DEL", pod.conf, pod.variables).or_raise()
 
 
 def collect(lab: Lab, pod: Pod) -> None:

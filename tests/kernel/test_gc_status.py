@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cni.ctl.lab import Lab, Pod
-from tests.kernel.traces import held, network, records
+from tests.kernel.traces import held, network, records, stored
 
 
 def attachments(*pods: Pod) -> list[dict[str, str]]:
@@ -16,7 +16,10 @@ def attachments(*pods: Pod) -> list[dict[str, str]]:
 
 
 def collect(lab: Lab, **keys: Any) -> None:
-    conf = {**lab.conf(cniVersion="1.1.0"), **{f"cni.dev/{key.replace('_', '-')}": value for key, value in keys.items()}}
+    conf = {
+        **lab.conf(cniVersion="1.1.0"),
+        **{f"cni.dev/{key.replace('_', '-')}": value for key, value in keys.items()},
+    }
     lab.cni("GC", conf).or_raise()
 
 
@@ -38,7 +41,7 @@ def test_an_empty_list_and_null_mean_that_nothing_is_valid(lab: Lab, value: obje
     before, pods = network(lab.host), [lab.pod(conf=lab.conf(dual=True)) for _ in range(2)]
     collect(lab, valid_attachments=value)
     assert network(lab.host) == before
-    assert held(lab) == records(lab) == []
+    assert stored(lab) == []
     assert [link["ifname"] for pod in pods for link in pod.links()] == ["lo", "lo"]
 
 
@@ -75,10 +78,10 @@ def test_gc_works_when_the_parent_is_gone(lab: Lab) -> None:
     lab.pod("a")
     lab.host.ip("link", "del", "eth0")
     collect(lab, valid_attachments=[])
-    assert held(lab) == records(lab) == []
+    assert stored(lab) == []
 
 
-# --- STATUS ------------------------------------------------------------------------------------------------------------
+# --- STATUS ----------------------------------------------------------------------------------------------------------
 
 
 def status(lab: Lab, **changes: Any) -> tuple[int, str]:
@@ -100,10 +103,16 @@ def test_it_is_silent_when_all_is_well_and_changes_nothing(lab: Lab) -> None:
 UNAVAILABLE: dict[str, tuple[Callable[[Lab], object], dict[str, Any], str]] = {
     "no such parent": (lambda lab: None, {"master": "nope"}, "there is no link nope"),
     "parent down": (lambda lab: lab.host.ip("link", "set", "eth0", "down"), {}, "eth0 is down"),
-    "no default route": (lambda lab: lab.host.ip_batch("route del default", "route del default via 2001:db8::1"),
-                         {"master": None}, "master"),
-    "parent in a bridge": (lambda lab: lab.host.ip_batch("link add br7 type bridge", "link set eth0 master br7"), {},
-                           "port of bridge br7"),
+    "no default route": (
+        lambda lab: lab.host.ip_batch("route del default", "route del default via 2001:db8::1"),
+        {"master": None},
+        "master",
+    ),
+    "parent in a bridge": (
+        lambda lab: lab.host.ip_batch("link add br7 type bridge", "link set eth0 master br7"),
+        {},
+        "port of bridge br7",
+    ),
 }
 
 

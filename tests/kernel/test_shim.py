@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cni.ctl.lab import CniFailed, Lab, Node, Pod
-from tests.kernel.traces import held, network, records, sysctls
+from tests.kernel.traces import network, stored, sysctls
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
 # What kube-proxy (strictARP) and careful distributions set.
@@ -48,8 +48,11 @@ def unseen(lab: Lab) -> Iterator[None]:
         shim = bytes.fromhex(lab.host.link(shims(lab)[0])["address"].replace(":", ""))
     assert {frame.src for frame in seen.frames} >= {lab.host.mac}
     assert [frame.raw.hex() for frame in seen.frames if shim in frame.raw] == []
-    learnt = {entry["lladdr"] for entry in lab.outside.neighbours()
-              if entry["dst"] in (lab.host.address, lab.host.address6) and "lladdr" in entry}
+    learnt = {
+        entry["lladdr"]
+        for entry in lab.outside.neighbours()
+        if entry["dst"] in (lab.host.address, lab.host.address6) and "lladdr" in entry
+    }
     assert learnt <= {lab.host.mac}
 
 
@@ -78,11 +81,12 @@ def test_host_and_pods_reach_each_other_and_the_lan(lab: Lab, settings: dict[str
 
 @HOSTS
 @FAMILIES
-@pytest.mark.parametrize("shim", [SERVICES, {"hostAddresses": ["auto", *NODE_LOCAL.values()]}],
-                         ids=["as a route", "as an address of the host"])
-def test_pods_reach_a_node_local_service(
-    lab: Lab, settings: dict[str, int], family: int, shim: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize(
+    "shim",
+    [SERVICES, {"hostAddresses": ["auto", *NODE_LOCAL.values()]}],
+    ids=["as a route", "as an address of the host"],
+)
+def test_pods_reach_a_node_local_service(lab: Lab, settings: dict[str, int], family: int, shim: dict[str, Any]) -> None:
     settle(lab.host, settings)
     node_local(lab)
     pod = lab.pod("a", lab.conf(dual=True, shim=shim))
@@ -123,10 +127,11 @@ def test_pods_reach_services_whatever_is_behind_them(lab: Lab, settings: dict[st
 def translate(lab: Lab, family: int, backends: list[Node]) -> None:
     """What kube-proxy does: the n-th service address leads to port 8080 of the n-th backend."""
     ip, bracket = ("ip", "{}") if family == 4 else ("ip6", "[{}]")
-    rules = "".join(
-        f"{ip} daddr {CLUSTER_IP[family].format(number)} tcp dport 80 dnat to {bracket.format(node.where(family))}:8080\n"
+    pairs = [
+        (CLUSTER_IP[family].format(number), bracket.format(node.where(family)))
         for number, node in enumerate(backends, 1)
-    )
+    ]
+    rules = "".join(f"{ip} daddr {service} tcp dport 80 dnat to {backend}:8080\n" for service, backend in pairs)
     hook = "type nat hook prerouting priority dstnat;"
     lab.host.run("nft", "-f", "-", input=f"table {ip} services {{\nchain prerouting {{\n{hook}\n{rules}}}\n}}\n")
 
@@ -180,7 +185,7 @@ def test_a_stopped_pods_address_serves_the_next_one_at_once(lab: Lab, family: in
 
 @FAMILIES
 def test_it_is_silent_on_a_host_that_forwards(lab: Lab, family: int) -> None:
-    """A router tells the LAN by MLD that it is one (RFC 3810, section 5.2): when its link comes up, when it becomes one."""
+    """A router tells the LAN by MLD that it is one (RFC 3810): when a link comes up, when it becomes one."""
     settle(lab.host, {"net.ipv4.ip_forward": 1, "net.ipv6.conf.all.forwarding": 1})
     with unseen(lab):
         pod = lab.pod("a", lab.conf(dual=True))
@@ -232,7 +237,9 @@ def test_all_addresses_of_the_parent_are_reached(lab: Lab) -> None:
 
 
 def test_the_host_speaks_to_a_pod_from_the_pods_subnet(lab: Lab) -> None:
-    lab.host.ip_batch("address flush dev eth0", "address add 198.51.100.9/24 dev eth0", "address add 192.0.2.10/24 dev eth0")
+    lab.host.ip_batch(
+        "address flush dev eth0", "address add 198.51.100.9/24 dev eth0", "address add 192.0.2.10/24 dev eth0"
+    )
     pod = lab.pod("a")
     with pod.serve(80):
         assert lab.host.fetch(pod.address, 80) == "a sees 192.0.2.10"
@@ -294,13 +301,13 @@ def test_a_host_with_ipv6_switched_off_gets_its_shim(lab: Lab) -> None:
 
 def test_a_service_of_a_family_that_the_host_lacks_is_refused(lab: Lab) -> None:
     lab.host.ip("-6", "address", "flush", "dev", "eth0", "scope", "global")
-    with pytest.raises(CniFailed, match="shim.routes: fd00:96::/112 needs an IPv6 address of the host") as failure:
+    with pytest.raises(CniFailed, match=r"shim\.routes: fd00:96::/112 needs an IPv6 address of the host") as failure:
         lab.pod("a", lab.conf(dual=True, shim={"routes": ["fd00:96::/112"]}))
     assert failure.value.code == 7
-    assert shims(lab) == held(lab) == records(lab) == []
+    assert shims(lab) == stored(lab) == []
 
 
-# --- the shim's life ---------------------------------------------------------------------------------------------------
+# --- the shim's life -------------------------------------------------------------------------------------------------
 
 
 def test_it_comes_with_the_first_pod_and_goes_with_the_last(lab: Lab) -> None:
@@ -308,7 +315,9 @@ def test_it_comes_with_the_first_pod_and_goes_with_the_last(lab: Lab) -> None:
     a = lab.pod("a")
     (name,) = shims(lab)
     index = lab.host.link(name)["ifindex"]
-    b = lab.pod("b", lab.conf(name="second", ipam={"ranges": [[{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.200"}]]}))
+    b = lab.pod(
+        "b", lab.conf(name="second", ipam={"ranges": [[{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.200"}]]})
+    )
     assert lab.host.link(name)["ifindex"] == index
     assert lab.host.pings(a)
     assert lab.host.pings(b)
@@ -403,7 +412,7 @@ def test_a_link_that_is_only_called_like_one_is_left_alone(lab: Lab, kind: str, 
         lab.pod("a")
     assert failure.value.code == 103
     assert network(lab.host) == before
-    assert held(lab) == records(lab) == []
+    assert stored(lab) == []
 
 
 def test_a_pod_is_not_stopped_by_routes_that_others_made(lab: Lab) -> None:

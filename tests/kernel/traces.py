@@ -35,13 +35,18 @@ def network(node: Node) -> dict[str, Any]:
 def _routes(node: Node, family: str) -> Rows:
     # For its own IPv6 addresses the kernel makes routes from a work queue, at a time of its choice.
     rows = node.ip_json(family, "route", "show", "table", "all")
-    return [row for row in _steady(rows) if not (family == "-6" and row.get("table") == "local")
-            and not str(row["dst"]).startswith("fe80")]
+    return [
+        row
+        for row in _steady(rows)
+        if not (family == "-6" and row.get("table") == "local") and not str(row["dst"]).startswith("fe80")
+    ]
 
 
 def _steady(rows: Rows) -> Rows:
-    return [{key: _steady(value) if key == "addr_info" else value for key, value in row.items() if key not in VOLATILE}
-            for row in rows]
+    return [
+        {key: _steady(value) if key == "addr_info" else value for key, value in row.items() if key not in VOLATILE}
+        for row in rows
+    ]
 
 
 def sysctls(node: Node, *links: str) -> dict[str, str]:
@@ -64,17 +69,22 @@ def _value(path: Path) -> str:
 
 def records(lab: Lab, boot: str = "") -> list[Attachment]:
     """The attachments that are on record in a lab's data directory."""
-    return _stored(lab, lambda database: Records(database, boot or boot_id()).all())
+    return _read(lab, lambda database: Records(database, boot or boot_id()).all())
 
 
 def held(lab: Lab) -> list[Lease]:
     """The leases that somebody holds."""
-    return [lease for lease in _stored(lab, lambda database: LeaseStore(database).leases()) if lease.state == "held"]
+    return [lease for lease in _read(lab, lambda database: LeaseStore(database).leases()) if lease.state == "held"]
 
 
-def _stored(lab: Lab, read: Callable[[Database], list[Any]]) -> list[Any]:
+def stored(lab: Lab) -> list[object]:
+    """All that the store holds for somebody: records and leases."""
+    return [*records(lab), *held(lab)]
+
+
+def _read(lab: Lab, question: Callable[[Database], list[Any]]) -> list[Any]:
     database = Database(lab.data_dir)
     try:
-        return read(database)
+        return question(database)
     finally:
         database.close()

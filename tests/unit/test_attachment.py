@@ -40,10 +40,10 @@ def conf(**changes: Any) -> NetConf:
 
 def words(route: Route) -> tuple[str, str | None, str | None]:
     """Destination, gateway and source of a route."""
-    return str(route.dst), route.via and str(route.via), route.src and str(route.src)
+    return str(route.dst), str(route.via) if route.via else None, str(route.src) if route.src else None
 
 
-# --- the pod's end -----------------------------------------------------------------------------------------------------
+# --- the pod's end ---------------------------------------------------------------------------------------------------
 
 
 def test_the_link_has_what_was_asked_for_or_what_the_parent_has() -> None:
@@ -104,19 +104,22 @@ def test_options_of_a_route_are_kept() -> None:
     assert (route.mtu, route.advmss, route.metric, route.table) == (1400, 1360, 5, 100)
 
 
-@pytest.mark.parametrize(("ipam", "announce", "sysctls"), [
-    (V4, True, [("ipv4/arp_notify", "1")]),
-    (IPAM, True, [("ipv6/disable_ipv6", "0"), ("ipv4/arp_notify", "1"), ("ipv6/ndisc_notify", "1")]),
-    (IPAM, False, [("ipv6/disable_ipv6", "0")]),
-    (Result(), True, []),
-])
+@pytest.mark.parametrize(
+    ("ipam", "announce", "sysctls"),
+    [
+        (V4, True, [("ipv4/arp_notify", "1")]),
+        (IPAM, True, [("ipv6/disable_ipv6", "0"), ("ipv4/arp_notify", "1"), ("ipv6/ndisc_notify", "1")]),
+        (IPAM, False, [("ipv6/disable_ipv6", "0")]),
+        (Result(), True, []),
+    ],
+)
 def test_the_kernel_announces_the_families_that_there_are(
     ipam: Result, announce: bool, sysctls: list[tuple[str, str]]
 ) -> None:
     assert list(planned(ipam=ipam, announce=announce).sandbox.sysctls) == sysctls
 
 
-# --- the host's end ----------------------------------------------------------------------------------------------------
+# --- the host's end --------------------------------------------------------------------------------------------------
 
 
 def test_the_host_gets_a_route_and_a_neighbour_for_each_address_of_the_pod() -> None:
@@ -139,9 +142,15 @@ def test_a_shim_that_stands_already_keeps_its_mac() -> None:
     assert {entry.mac for entry in attachment.sandbox.neighbours} == {"02:00:00:00:00:99"}
 
 
-@pytest.mark.parametrize(("changes", "ipam"), [
-    ({"shim": False}, IPAM), ({"mode": "private"}, IPAM), ({"linkInContainer": True}, IPAM), ({}, Result()),
-])
+@pytest.mark.parametrize(
+    ("changes", "ipam"),
+    [
+        ({"shim": False}, IPAM),
+        ({"mode": "private"}, IPAM),
+        ({"linkInContainer": True}, IPAM),
+        ({}, Result()),
+    ],
+)
 def test_without_a_shim_there_is_no_hosts_end(changes: dict[str, Any], ipam: Result) -> None:
     attachment = planned(ipam=ipam, **changes)
     assert attachment.host == View()
@@ -197,7 +206,7 @@ def test_names_and_macs_of_shims_fit_the_kernel() -> None:
     assert int(shim_mac(PARENT)[:2], 16) & 3 == 2  # locally administered, unicast
 
 
-# --- parents -----------------------------------------------------------------------------------------------------------
+# --- parents ---------------------------------------------------------------------------------------------------------
 
 UNUSABLE: tuple[tuple[dict[str, Any], dict[str, Any], type[CniError], str], ...] = (
     ({"loopback": True}, {}, ParentUnusable, "eth0 is no Ethernet device"),
@@ -218,8 +227,15 @@ def test_parents_that_cannot_carry_the_link_are_refused(
         check_parent(conf(**changes), replace(PARENT, **parent))
 
 
-@pytest.mark.parametrize("parent", [PARENT, replace(PARENT, master="vrf0", master_kind="vrf"),
-                                    replace(PARENT, kind="macvlan", lower_index=1), replace(PARENT, mtu=9000)])
+@pytest.mark.parametrize(
+    "parent",
+    [
+        PARENT,
+        replace(PARENT, master="vrf0", master_kind="vrf"),
+        replace(PARENT, kind="macvlan", lower_index=1),
+        replace(PARENT, mtu=9000),
+    ],
+)
 def test_others_are_accepted(parent: Parent) -> None:
     check_parent(conf(), parent)
 
@@ -231,7 +247,7 @@ def test_children_of_a_macvlan_hang_on_the_device_below_and_need_no_shim() -> No
     assert (link.parent_index, link.lower_index) == (2, 7)
 
 
-# --- the result --------------------------------------------------------------------------------------------------------
+# --- the result ------------------------------------------------------------------------------------------------------
 
 
 def test_the_runtime_is_told_of_link_shim_and_addresses() -> None:

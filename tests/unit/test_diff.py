@@ -24,7 +24,7 @@ def told(wanted: View, observed: View) -> list[str]:
 
 def test_from_nothing_the_pods_end_is_made_in_an_order_that_the_kernel_accepts() -> None:
     assert told(POD, View()) == [
-        "ip link add eth0 link eth0 address 02:42:c0:00:02:64 mtu 1400 type macvlan mode bridge bcqueuelen 2000 bclim -1",
+        f"ip link add eth0 link eth0 address {MAC} mtu 1400 type macvlan mode bridge bcqueuelen 2000 bclim -1",
         "sysctl -w net.ipv6.conf.eth0.disable_ipv6=0",
         "sysctl -w net.ipv4.conf.eth0.arp_notify=1",
         "sysctl -w net.ipv6.conf.eth0.ndisc_notify=1",
@@ -81,11 +81,20 @@ BROKEN: tuple[tuple[View, str], ...] = (
     (link(arp=False), "ip link set eth0 arp on (it is off)"),
     (link(bcqueuelen=1000), "ip link set eth0 bcqueuelen 2000 (it is 1000)"),
     (link(parent_index=9), "ip link set eth0 link if2 (it is if9)"),
-    (replace(POD, neighbours=(Neighbour(ip_address("192.0.2.10"), MAC), *POD.neighbours[1:])),
-     f"ip neigh replace 192.0.2.10 lladdr 02:5e:ca:df:73:d4 dev eth0 nud permanent (it is {MAC})"),
-    (replace(POD, routes=tuple(replace(route, via=ip_address("192.0.2.9")) if str(route.dst) == "0.0.0.0/0" else route
-                               for route in POD.routes)),
-     "ip route replace default via 192.0.2.1 dev eth0 (it is default via 192.0.2.9 dev eth0)"),
+    (
+        replace(POD, neighbours=(Neighbour(ip_address("192.0.2.10"), MAC), *POD.neighbours[1:])),
+        f"ip neigh replace 192.0.2.10 lladdr 02:5e:ca:df:73:d4 dev eth0 nud permanent (it is {MAC})",
+    ),
+    (
+        replace(
+            POD,
+            routes=tuple(
+                replace(route, via=ip_address("192.0.2.9")) if str(route.dst) == "0.0.0.0/0" else route
+                for route in POD.routes
+            ),
+        ),
+        "ip route replace default via 192.0.2.1 dev eth0 (it is default via 192.0.2.9 dev eth0)",
+    ),
 )
 
 
@@ -141,7 +150,7 @@ def test_what_is_not_set_is_told_as_unset() -> None:
     assert str(SetLink(POD.link, "bcqueuelen", "5", "")) == "ip link set eth0 bcqueuelen 5 (it is unset)"
 
 
-# --- diff, then apply, leaves nothing to do ----------------------------------------------------------------------------
+# --- diff, then apply, leaves nothing to do --------------------------------------------------------------------------
 
 
 def applied(view: View, change: Change) -> View:
@@ -170,7 +179,11 @@ ips = st.sampled_from([ip_address(f"192.0.2.{number}") for number in range(4)] +
 macs = st.sampled_from([MAC, "02:00:00:00:00:01"])
 links = st.builds(
     lambda mac, mtu, mode, up, arp: Link("eth0", mac, mtu, 2, mode=mode, up=up, arp=arp),
-    macs, st.sampled_from([1400, 1500]), st.sampled_from(["bridge", "vepa"]), st.booleans(), st.booleans(),
+    macs,
+    st.sampled_from([1400, 1500]),
+    st.sampled_from(["bridge", "vepa"]),
+    st.booleans(),
+    st.booleans(),
 )
 routes = st.builds(
     lambda ip, via, metric: Route(ip_network(ip), via, metric=metric), ips, st.none() | ips, st.sampled_from([0, 7])
