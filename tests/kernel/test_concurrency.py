@@ -64,18 +64,18 @@ def test_the_last_pod_may_leave_while_the_next_one_arrives(lab: Lab, workers: in
     pods = [lab.container(f"pod{number}", lab.conf(shim=SHIM)) for number in range(workers)]
     end = time.monotonic() + size(3, 15)
 
-    def come_and_go(pod: Pod) -> int:
+    def come_and_go(pod: Pod) -> None:
         rounds = 0
         while True:
             note(pod, launch(lab, pod, "ADD").land())
             assert lab.host.pings(pod), f"{pod} cannot be reached in round {rounds}"
             launch(lab, pod, "CHECK").land().or_raise()
-            if time.monotonic() > end:
-                return rounds
+            if time.monotonic() > end and rounds >= 5:
+                return
             launch(lab, pod, "DEL").land().or_raise()
             rounds += 1
 
-    assert min(in_parallel(come_and_go, pods)) > 5
+    in_parallel(come_and_go, pods)
     for pod in pods:
         pod.check()
         assert lab.host.pings(pod)
@@ -83,10 +83,10 @@ def test_the_last_pod_may_leave_while_the_next_one_arrives(lab: Lab, workers: in
     assert inventory(lab) == before
 
 
-def in_parallel(action: Callable[[Pod], Any], pods: Iterable[Pod]) -> list[Any]:
-    """The values of an action on each pod, in threads."""
+def in_parallel(action: Callable[[Pod], None], pods: Iterable[Pod]) -> None:
+    """Do something to each pod, in threads; the first failure counts."""
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(action, pods))
+        list(pool.map(action, pods))
 
 
 @pytest.mark.parametrize("rival", ["ADD", "DEL", "GC"])
