@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from cni.files import without_waiting
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TextIO
@@ -44,7 +46,7 @@ class Log:
         try:
             self._stream.write(line)
             if self._path:
-                with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                with open(self._path, "a", encoding="utf-8", errors="backslashreplace", opener=without_waiting) as file:
                     file.write(time.strftime("%Y-%m-%dT%H:%M:%S%z ") + line)
         except OSError:
             return

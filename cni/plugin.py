@@ -64,13 +64,23 @@ def main(
 def run(main: Main = main) -> None:
     """The console entry: serve the call of this process and leave without the interpreter's own clean-up (2 ms)."""
     gc.disable()
-    status = main(os.environ, sys.stdin.buffer, sys.stdout, sys.stderr)
+    stdin, stdout, stderr = _standard_streams()
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
+        status = main(os.environ, stdin, stdout, stderr)
+        stdout.flush()
+        stderr.flush()
+    except OSError:  # a full disk or a reader that has gone: the answer reaches nobody, and neither would the reason
         status = 1
     os._exit(status)
+
+
+def _standard_streams() -> tuple[BinaryIO, TextIO, TextIO]:
+    """The standard streams, /dev/null for those that are closed: else the store could become one of them."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    stdin = sys.stdin.buffer if sys.stdin else open(0, "rb")
+    return stdin, sys.stdout or open(1, "w"), sys.stderr or open(2, "w")
 
 
 def _read(stdin: BinaryIO, call: Call) -> dict[str, Any]:

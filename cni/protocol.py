@@ -39,7 +39,8 @@ REQUIRED = {
     "VERSION": (),
 }
 KNOWN_ARGS = frozenset({"IP", "MAC", "GATEWAY", "IgnoreUnknown"})
-NAME_LENGTH = 15  # IFNAMSIZ less the NUL, include/uapi/linux/if.h
+NAME_LENGTH = 15  # bytes; IFNAMSIZ less the NUL, include/uapi/linux/if.h
+NAME_RULE = f"1 to {NAME_LENGTH} bytes, no '/', ':', '%' or white space, and none of . .. all default"
 
 
 @frozen
@@ -124,7 +125,7 @@ def _problems(values: Mapping[str, str]) -> list[str]:
     if (container_id := values["CNI_CONTAINERID"]) and not is_identifier(container_id):
         found.append(f"CNI_CONTAINERID: {container_id!r} must start with a letter or digit, then also _ . -")
     if (ifname := values["CNI_IFNAME"]) and not is_interface_name(ifname):
-        found.append(f"CNI_IFNAME: {ifname!r} is no interface name: 1 to 15 characters, no '/', ':' or white space")
+        found.append(f"CNI_IFNAME: {ifname!r} is no interface name: {NAME_RULE}")
     if "\0" in values["CNI_NETNS"]:
         found.append("CNI_NETNS: contains a NUL")
     return found + [f"{name}: {value!r} is not UTF-8" for name, value in values.items() if not _is_utf8(value)]
@@ -145,11 +146,15 @@ def is_identifier(text: str) -> bool:
 
 
 def is_interface_name(text: str) -> bool:
-    """Whether Linux accepts the name for a link (dev_valid_name in net/core/dev.c)."""
+    """Whether Linux takes the name for a link just as it is.
+
+    See dev_valid_name and, for "%", dev_alloc_name in net/core/dev.c; `all` and `default` are sysctl directories that
+    no link may have (devinet_sysctl_register in net/ipv4/devinet.c).
+    """
     return (
         0 < len(text.encode(errors="surrogateescape")) <= NAME_LENGTH
-        and text not in (".", "..")
-        and not any(c in "/:\0" or c.isspace() for c in text)
+        and text not in (".", "..", "all", "default")
+        and not any(c in "/:%\0" or c.isspace() for c in text)
     )
 
 

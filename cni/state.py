@@ -25,9 +25,11 @@ from cni.attachment import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TypeVar
 
     from cni.database import Database
+
+    T = TypeVar("T")
 
 FORMAT = 1
 
@@ -125,24 +127,27 @@ def _plain(value: Any) -> Any:
 def decode(text: str) -> Attachment:
     """An attachment from its JSON."""
     record = quickjson.loads(text)
-    record.pop("format")
-    leasing, delegate = record.pop("leasing"), record.pop("delegate")
-    return Attachment(
-        **record
-        | {
-            "key": Key(**record["key"]),
-            "sandbox": _view(record["sandbox"]),
-            "host": _view(record["host"]),
-            "source_nat": tuple(SourceNat(r["shim"], ip_address(r["address"])) for r in record["source_nat"]),
-            "leasing": Leasing(**leasing) if leasing else None,
-            "delegate": Delegation(**delegate) if delegate else None,
-        }
-    )
+    leasing, delegate = record["leasing"], record["delegate"]
+    parts = {
+        "key": _known(Key, record["key"]),
+        "sandbox": _view(record["sandbox"]),
+        "host": _view(record["host"]),
+        "source_nat": tuple(SourceNat(r["shim"], ip_address(r["address"])) for r in record["source_nat"]),
+        "leasing": _known(Leasing, leasing) if leasing else None,
+        "delegate": _known(Delegation, delegate) if delegate else None,
+    }
+    return _known(Attachment, record | parts)
+
+
+def _known(kind: type[T], fields: dict[str, Any]) -> T:
+    """A value of its fields; those that a newer version has added mean nothing to this one."""
+    names: tuple[str, ...] = kind.__match_args__  # type: ignore[attr-defined]  # of every @frozen class
+    return kind(**{name: value for name, value in fields.items() if name in names})
 
 
 def _view(record: dict[str, Any]) -> View:
     return View(
-        link=Link(**record["link"]) if record["link"] else None,
+        link=_known(Link, record["link"]) if record["link"] else None,
         addresses=tuple(InterfaceAddress(ip_address(r["ip"]), r["prefixlen"]) for r in record["addresses"]),
         routes=tuple(_route(r) for r in record["routes"]),
         neighbours=tuple(Neighbour(ip_address(r["ip"]), r["mac"]) for r in record["neighbours"]),
@@ -152,4 +157,4 @@ def _view(record: dict[str, Any]) -> View:
 
 def _route(record: dict[str, Any]) -> Route:
     addresses = {name: ip_address(record[name]) if record[name] else None for name in ("via", "src")}
-    return Route(**record | addresses | {"dst": ip_network(record["dst"])})
+    return _known(Route, record | addresses | {"dst": ip_network(record["dst"])})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from cni import quickjson
+from cni.protocol import NAME_RULE, is_identifier, is_interface_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 HEX_DIGITS = frozenset("0123456789abcdef")
 PREFIX_LENGTHS = {str(length): length for length in range(129)}
-INTERFACE_NAME_BYTES = 15  # IFNAMSIZ less the final NUL
 LOWEST_MTU = 68  # ETH_MIN_MTU
 HIGHEST_MTU = 65535
 SHOWN_CHARACTERS = 60
@@ -195,20 +195,17 @@ def mac(value: object) -> str:
 
 
 def interface_name(value: object) -> str:
-    """A name that the kernel accepts for an interface (dev_valid_name in net/core/dev.c)."""
+    """A name that the kernel accepts for an interface."""
     name = string(value)
-    if not 0 < len(name.encode()) <= INTERFACE_NAME_BYTES:
-        raise Unfit(f"{show(name)} is not an interface name: 1 to {INTERFACE_NAME_BYTES} bytes are allowed")
-    if name in (".", "..") or any(character in "/:" or character.isspace() for character in name):
-        raise Unfit(f'{show(name)} is not an interface name: no "/", ":" or white space, and not "." or ".."')
+    if not is_interface_name(name):
+        raise Unfit(f"{show(name)} is not an interface name: {NAME_RULE}")
     return name
 
 
 def network_name(value: object) -> str:
     """A network's name as libcni has it: a letter or digit, then letters, digits, "_", "." and "-"."""
     name = string(value)
-    plain = name.replace("_", "a").replace(".", "a").replace("-", "a")
-    if not (name.isascii() and plain.isalnum() and name[0].isalnum()):
+    if not is_identifier(name):
         raise Unfit(f'{show(name)} must begin with a letter or digit and hold only letters, digits, "_", "." and "-"')
     return name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cni.errors import CniError, IOFailure, NotAvailable
+from cni.files import without_waiting
 from cni.protocol import IpConfig, Result, RouteConfig
 
 TYPE_CHECKING = False
@@ -29,7 +30,7 @@ def result_of(conf: IpamConf, allocation: Allocation) -> Result:
 def dns_of(path: str) -> dict[str, Any]:
     """The `dns` of a result from a file like /etc/resolv.conf (resolv.conf(5)); raises IOFailure."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8", errors="replace", opener=without_waiting) as file:
             lines = [line.split() for line in file if not line.startswith(("#", ";"))]
     except OSError as error:
         raise IOFailure(f"ipam.resolvConf: cannot read {path}: {error.strerror}") from error

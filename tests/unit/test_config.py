@@ -81,6 +81,8 @@ def test_every_key_finds_its_field() -> None:
         ({"master": "a/b"}, 'master: "a/b" is not an interface name'),
         ({"master": "a b"}, 'master: "a b" is not an interface name'),
         ({"master": ".."}, 'master: ".." is not an interface name'),
+        ({"master": "eth%d"}, 'master: "eth%d" is not an interface name'),
+        ({"master": "default"}, 'master: "default" is not an interface name'),
         ({"master": "e\0"}, 'master: "e\\u0000" holds a character that no name can have'),
         ({"master": "\ud800"}, 'master: "\\ud800" holds a character that no name can have'),
         ({"linkInContainer": 1}, "linkInContainer: must be true or false, not 1"),

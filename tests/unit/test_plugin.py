@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -93,3 +95,14 @@ def test_a_bug_is_an_error_object_and_its_traceback_is_for_the_log() -> None:
     assert (status, answer["code"]) == (1, 199)
     assert "ZeroDivisionError: oops" in answer["msg"]
     assert "Traceback" in stderr.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("closed", "status"),
+    [("<&-", 0), (">&-", 0), ("2>&-", 0), ("<&- >&- 2>&-", 0), (">/dev/full", 1)],
+)
+def test_standard_streams_may_be_closed(closed: str, status: int) -> None:
+    script = f"CNI_COMMAND=VERSION exec '{sys.executable}' -c 'from cni.plugin import run; run()' {closed}"
+    done = subprocess.run(["sh", "-c", script], input="{}", capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr

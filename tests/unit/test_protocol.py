@@ -57,7 +57,8 @@ def test_all_problems_are_told_at_once() -> None:
         parse_environ({"CNI_COMMAND": "ADD", "CNI_IFNAME": "a/b"})
     assert failure.value.msg == (
         "CNI_CONTAINERID is missing; CNI_NETNS is missing; "
-        "CNI_IFNAME: 'a/b' is no interface name: 1 to 15 characters, no '/', ':' or white space"
+        "CNI_IFNAME: 'a/b' is no interface name: "
+        "1 to 15 bytes, no '/', ':', '%' or white space, and none of . .. all default"
     )
 
 

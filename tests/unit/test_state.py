@@ -91,3 +91,10 @@ def test_the_newest_record_comes_last(database: Database) -> None:
 
 def test_a_record_holds_addresses_as_addresses() -> None:
     assert decode(encode(FULL)).ips == (ip_address("192.0.2.100"), ip_address("2001:db8::100"))
+
+
+def test_what_a_newer_version_has_added_is_ignored() -> None:
+    record = json.loads(encode(FULL))
+    for part in (record, record["key"], record["sandbox"]["link"], record["sandbox"]["routes"][0], record["leasing"]):
+        part["added"] = "later"
+    assert decode(json.dumps(record)) == FULL
