@@ -32,10 +32,10 @@ unit: $(STAMP) ## Unit tests; branch coverage of the functional core at least 95
 	$(BIN)/coverage report --include='$(CORE)' --fail-under=95 --skip-covered
 
 kernel: $(STAMP) tools ## Tests against the real kernel; they skip, saying so, what needs root
-	$(BIN)/pytest -q -n 4 --dist worksteal tests/kernel
+	$(BIN)/pytest -n 4 --dist worksteal tests/kernel
 
-torture: $(STAMP) tools ## The long form of crash, concurrency and fuzz tests
-	SHIMLAN_TORTURE=full $(BIN)/pytest -q -n 2 tests/kernel/test_crash.py tests/kernel/test_concurrency.py tests/kernel/test_fuzz.py
+torture: $(STAMP) tools ## The long form of the crash, concurrency, race and fuzz tests
+	SHIMLAN_TORTURE=full $(BIN)/pytest -n 3 --dist worksteal tests/kernel/test_crash.py tests/kernel/test_concurrency.py tests/kernel/test_fuzz.py tests/kernel/test_races.py
 
 bench: $(STAMP) tools ## Compare with the reference plugins and print the table
 	$(BIN)/python -m bench --plugin $(abspath $(BIN))/shimlan
