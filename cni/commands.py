@@ -9,7 +9,6 @@ from contextlib import ExitStack
 
 from cni import delegate, kernel, leasing, mac, shim, teardown
 from cni.attachment import Key, View, check_parent, plan, report
-from cni.database import is_there
 from cni.diff import SetSysctl, diff
 from cni.errors import CniError, Differs, InvalidConfig, NotAvailable
 from cni.frozen import frozen, replace
@@ -41,7 +40,6 @@ def add(node: Node, call: Call, conf: NetConf) -> Result:
     """Attach a container; the result is merged with prevResult. Any failure leaves nothing behind."""
     key = Key(conf.name, call.container_id, call.ifname)
     previous = parse_result(conf.prev_result or {})
-    _find_store(node, conf)
     with node.pod(call.netns, call.own_netns) as pod, node.locks.attachment(key), ExitStack() as undo:
         _clear_remains(node, key, call)
         facts = kernel.facts(conf, node.parents(conf, pod))
@@ -53,18 +51,6 @@ def add(node: Node, call: Call, conf: NetConf) -> Result:
             attachment, ipam = _add_leased(node, request, undo)
         undo.pop_all()
     return merge(previous, report(attachment, ipam, conf.dns))
-
-
-def _find_store(node: Node, conf: NetConf) -> None:
-    """Make a store that is missing from what the kernel knows of the pods, before anybody takes it for a new one."""
-    lease_dir = conf.ipam.data_dir if conf.ipam else node.data_dir
-    if is_there(node.data_dir) and is_there(lease_dir):
-        return
-    from cni import rebuild  # only on a host without a store
-
-    rebuild.revive(node.data_dir, node.log, lease_dir=lease_dir)
-    if lease_dir != node.data_dir:
-        rebuild.revive(lease_dir, node.log, attachments=False)
 
 
 def _clear_remains(node: Node, key: Key, call: Call) -> None:
@@ -123,7 +109,6 @@ def _apply(node: Node, request: Request, wanted: View, observed: View) -> None:
 def delete(node: Node, call: Call, conf: NetConf) -> None:
     """Detach a container; as often as the runtime likes, from our own records where there are any."""
     key = Key(conf.name, call.container_id, call.ifname)
-    _find_store(node, conf)
     with node.locks.attachment(key):
         attachment = node.records.find(key)
         if attachment and attachment.rebuilt and conf.delegate:
@@ -145,7 +130,6 @@ def check(node: Node, call: Call, conf: NetConf) -> None:
     """Compare the kernel with what was recorded at ADD; raises Differs with each difference in the details."""
     if conf.prev_result is None:
         raise InvalidConfig("prevResult: missing; CHECK needs the result of ADD")
-    _find_store(node, conf)
     key = Key(conf.name, call.container_id, call.ifname)
     attachment = node.records.find(key)
     if attachment is None:
@@ -188,7 +172,6 @@ def _untold(attachment: Attachment, told: Result) -> Iterator[str]:
 def status(node: Node, call: Call, conf: NetConf) -> None:
     """Whether an ADD could be served, by local and cheap means; raises NotAvailable (50)."""
     try:
-        _find_store(node, conf)
         node.database.check_writable()
         if not conf.link_in_container:
             check_parent(conf, kernel.find_parent(conf, node.host))
@@ -204,7 +187,6 @@ def collect(node: Node, call: Call, conf: NetConf) -> None:
     """GC: take back what is not among the valid attachments of this network; errors are reported at the end."""
     errors: list[CniError] = []
     if conf.valid_attachments is not None:
-        _find_store(node, conf)
         valid = {Key(conf.name, container_id, ifname) for container_id, ifname in conf.valid_attachments}
         for key in _known(node, conf):
             if key not in valid:

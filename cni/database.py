@@ -220,25 +220,6 @@ def put_aside(data_dir: str, successor: Callable[[], str] | None = None) -> str:
         return target
 
 
-def is_there(data_dir: str) -> bool:
-    """Whether the directory has a database, sound or not."""
-    return os.path.exists(f"{data_dir}/{FILE}")
-
-
-def introduce(data_dir: str, successor: Callable[[], str]) -> bool:
-    """Put a database where there is none: the one that `successor` makes elsewhere in the same file system.
-
-    `successor` returns its path, or "" for none. Of many processes only the first gets that far; whether it was us.
-    """
-    path = f"{data_dir}/{FILE}"
-    with storage_errors(path), _directory_lock(data_dir, fcntl.LOCK_EX):
-        replacement = "" if os.path.exists(path) else successor()
-        if replacement:
-            _remove(path)
-            os.rename(replacement, path)
-        return bool(replacement)
-
-
 def boot_id() -> str:
     """What tells this boot of the machine from all others (random(4))."""
     # A text file would load its codec first, which takes ten times as long as reading.

@@ -1,4 +1,4 @@
-"""A store that is damaged or lost: made anew from what the kernel knows of the pods.
+"""A store that is damaged: put aside, and made anew from what the kernel knows of the pods.
 
 The links in the pods carry their attachments' names, so most of it comes back: records good enough for CHECK, DEL and
 GC, and the leases. What is lost: pods' names, sticky addresses, cooldowns, reservations of conflicts, delegates.
@@ -26,7 +26,7 @@ from cni.attachment import (
     shim_link,
     shim_name,
 )
-from cni.database import COMPANIONS, Database, boot_id, introduce, put_aside
+from cni.database import COMPANIONS, Database, boot_id, put_aside
 from cni.errors import CniError, KernelRefused
 from cni.frozen import frozen, replace
 from cni.node import Node
@@ -60,7 +60,7 @@ class Orphan:
 
 @frozen
 class Report:
-    """What was found; `aside` is where a damaged store went, "" where there was none (any more)."""
+    """What `recover` found; `aside` is where the damaged store went, "" when somebody else had dealt with it."""
 
     aside: str = ""
     attachments: tuple[Attachment, ...] = ()
@@ -86,36 +86,10 @@ def recover(data_dir: str, log: Log, *, lease_dir: str = "", attachments: bool =
         aside = put_aside(data_dir, successor)
     if not aside:
         return Report()
-    log.error(f"the store in {data_dir} was damaged: it is kept as {aside}")
-    return _finished(node, replace(found[0], aside=aside))
-
-
-def revive(data_dir: str, log: Log, *, lease_dir: str = "", attachments: bool = True) -> Report:
-    """Make the store of a directory that has none, if there are pods that it should know; arguments as for `recover`.
-
-    On a new host there are none, and then there is nothing to say: the store is made when it is first used.
-    """
-    node = Node(data_dir, log)
-    found = [Report()]
-
-    def successor() -> str:
-        found[0] = _observe(node, lease_dir or data_dir)
-        if found[0] == Report():
-            return ""
-        return _build(node, found[0], with_attachments=attachments, with_leases=lease_dir in ("", data_dir))
-
-    with node.locks.everything():
-        if not introduce(data_dir, successor):
-            return Report()
-    log.error(f"there was no store in {data_dir}, though there are pods: did somebody remove it?")
-    return _finished(node, found[0])
-
-
-def _finished(node: Node, report: Report) -> Report:
-    """What remains to be done when the new store is in place."""
     with suppress(OSError):
-        os.rmdir(f"{node.data_dir}/{WORKSHOP}")
-    _tell(node.log, report)
+        os.rmdir(f"{data_dir}/{WORKSHOP}")
+    report = replace(found[0], aside=aside)
+    _tell(log, data_dir, report)
     _restore_source_nat(node)
     return report
 
@@ -233,7 +207,8 @@ def _adopt(leases: LeaseStore, log: Log, report: Report) -> None:
         leases.adopt(RECOVERED, orphan.ip, f"unknown, behind {orphan.shim}", orphan.shim, parent=orphan.parent)
 
 
-def _tell(log: Log, report: Report) -> None:
+def _tell(log: Log, data_dir: str, report: Report) -> None:
+    log.error(f"the store in {data_dir} was damaged: it is kept as {report.aside}")
     log.error(f"a new store was made from the kernel's state: {len(report.attachments)} attachment(s) found")
     for attachment in report.attachments:
         log.warning(f"rebuilt {_words(attachment.key)}: {_listed(attachment.ips)}")

@@ -546,7 +546,6 @@ def test_adds_at_once_share_one_shim_and_no_address(lab: Lab) -> None:
 
 @pytest.mark.parametrize("command", ["ADD", "CHECK", "DEL", "GC"])
 def test_no_call_loads_what_is_slow(lab: Lab, command: str) -> None:
-    lab.pod("first")  # on a host without a store the very first call looks for pods of a lost one
     pod = lab.container("a", lab.conf(dual=True)) if command == "ADD" else lab.pod("a", lab.conf(dual=True))
     conf = {**pod.conf, "prevResult": pod.result, "cni.dev/valid-attachments": []}
     # Without `site`, whose .pth files load what they like.
