@@ -29,11 +29,11 @@ PROTO_SHIMLAN = 174
 SCOPE_UNIVERSE = 0
 SCOPE_LINK = 253
 MAIN_TABLE = 254
-SHIM_ALIAS = "shimlan shim"
+SHIM_ALIAS = "shimlan shim of "  # with blanks, which no network name has
 ETHERNET = 1  # ARPHRD_ETHER, include/uapi/linux/if_arp.h
 
 # Masters that take the rx_handler of their ports, which macvlan needs as well.
-RX_HANDLER_OWNERS = ("bridge", "bond", "team", "openvswitch", "ovs")
+RX_HANDLER_OWNERS = ("bridge", "bond", "team", "openvswitch")
 
 
 @frozen
@@ -215,14 +215,19 @@ def check_parent(conf: NetConf, parent: Parent) -> None:
     if parent.loopback or parent.hardware != ETHERNET:
         raise ParentUnusable(f'{name} is no Ethernet device: set "master" to the NIC of the LAN')
     if parent.master_kind in RX_HANDLER_OWNERS:
-        master = parent.master
-        raise ParentUnusable(f'{name} is a port of {parent.master_kind} {master}: set "master": "{master}"')
+        raise ParentUnusable(f"{name} is a port of {parent.master_kind} {parent.master}: {_instead_of_port(parent)}")
     if not parent.up:
         raise ParentUnusable(f"{name} is down: run `ip link set {name} up` and have it set up at boot")
     if conf.mtu > parent.mtu:
         raise InvalidConfig(f"mtu: {conf.mtu} is above the {parent.mtu} of {name}")
     if conf.mode == "passthru" and conf.mac:
         raise InvalidConfig(f"mac: a child in mode passthru always has the MAC of {name}")
+
+
+def _instead_of_port(parent: Parent) -> str:
+    if parent.master_kind == "openvswitch":  # its ports are enslaved to the datapath, which carries nothing itself
+        return 'set "master" to the internal port of its bridge (`ovs-vsctl list-br` names it)'
+    return f'set "master": "{parent.master}"'
 
 
 def wants_shim(conf: NetConf, parent: Parent) -> bool:
@@ -277,7 +282,7 @@ def plan(
         sandbox=View(
             link=link,
             addresses=pods,
-            routes=_ipam_routes(ipam, pods, reached, shim_routes),
+            routes=_pod_routes(ipam, pods, reached, shim_routes),
             neighbours=tuple(Neighbour(host.ip, shim.mac) for host in reached),
             sysctls=_pod_sysctls(conf, pods),
         ),
@@ -332,7 +337,7 @@ def shim_link(parent: Parent, mac: str) -> Link:
         mtu=parent.mtu,
         parent_index=parent.index,
         arp=False,
-        alias=f"{SHIM_ALIAS} of {parent.name}",
+        alias=f"{SHIM_ALIAS}{parent.name}",
         tx_queues=2,
         parent=parent.name,
     )
@@ -368,7 +373,7 @@ def _shim_routes(
     return wanted
 
 
-def _ipam_routes(
+def _pod_routes(
     ipam: Result,
     pods: Sequence[InterfaceAddress],
     reached: Sequence[InterfaceAddress],

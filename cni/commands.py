@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from cni import delegate, kernel, leasing, mac, shim, teardown
 from cni.attachment import Key, View, check_parent, plan, report
 from cni.diff import SetSysctl, diff
-from cni.errors import CniError, Differs, InvalidConfig, NotAvailable
+from cni.errors import CniError, Differs, InvalidConfig, NotAvailable, TryAgainLater, summary
 from cni.frozen import frozen, replace
 from cni.protocol import Result, merge, parse_result
 from ipam import service
@@ -41,7 +41,7 @@ def add(node: Node, call: Call, conf: NetConf) -> Result:
     key = Key(conf.name, call.container_id, call.ifname)
     previous = parse_result(conf.prev_result or {})
     with node.pod(call.netns, call.own_netns) as pod, node.locks.attachment(key), ExitStack() as undo:
-        _clear_remains(node, key, call)
+        _clear_remains(node, key)
         facts = kernel.facts(conf, node.parents(conf, pod))
         check_parent(conf, facts.parent)
         request = Request(call, conf, key, pod, facts)
@@ -53,12 +53,12 @@ def add(node: Node, call: Call, conf: NetConf) -> Result:
     return merge(previous, report(attachment, ipam, conf.dns))
 
 
-def _clear_remains(node: Node, key: Key, call: Call) -> None:
+def _clear_remains(node: Node, key: Key) -> None:
     """A record of the same key is of an ADD that was killed, or whose result got lost: make room."""
     remains = node.records.find(key)
     if remains:
         node.log.info("clearing what an earlier ADD of this container left behind")
-        teardown.take_back(node, remains, call.own_netns)
+        teardown.take_back(node, remains)
 
 
 def _add_leased(node: Node, request: Request, undo: ExitStack) -> tuple[Attachment, Result]:
@@ -98,7 +98,7 @@ def _recorded(node: Node, request: Request, attachment: Attachment, undo: ExitSt
     """
     node.records.put(attachment)
     undo.pop_all()
-    undo.callback(teardown.quietly, node.log, lambda: teardown.take_back(node, attachment, request.call.own_netns))
+    undo.callback(teardown.quietly, node.log, lambda: teardown.take_back(node, attachment))
     return attachment
 
 
@@ -114,7 +114,7 @@ def delete(node: Node, call: Call, conf: NetConf) -> None:
         if attachment and attachment.rebuilt and conf.delegate:
             attachment = replace(attachment, delegate=delegate.delegation(conf.delegate, conf.raw, call))
         if attachment:
-            teardown.take_back(node, attachment, call.own_netns)
+            teardown.take_back(node, attachment)
         else:
             teardown.take_back_unknown(node, key, conf, call, _addresses_of(conf))
 
@@ -173,10 +173,14 @@ def status(node: Node, call: Call, conf: NetConf) -> None:
     """Whether an ADD could be served, by local and cheap means; raises NotAvailable (50)."""
     try:
         node.database.check_writable()
+        if conf.ipam:
+            node.leases(conf.ipam.data_dir).check_writable()
         if not conf.link_in_container:
             check_parent(conf, kernel.find_parent(conf, node.host))
         if conf.ipam and conf.status_reports_exhaustion:
             service.check_room(node.leases(conf.ipam.data_dir), conf.ipam)
+    except TryAgainLater:  # a store that is busy now, in a burst, is no reason to call the node unfit
+        raise
     except CniError as error:
         raise NotAvailable(error.msg, error.details) from error
     if conf.delegate:
@@ -195,8 +199,7 @@ def collect(node: Node, call: Call, conf: NetConf) -> None:
     if conf.delegate:
         errors += _attempt(delegate.forward, delegate.delegation(conf.delegate, conf.raw, call), "GC", call)
     if errors:
-        errors[0].details = "\n".join(error.msg for error in errors)
-        raise errors[0]
+        raise summary(errors)
 
 
 def _known(node: Node, conf: NetConf) -> list[Key]:

@@ -16,6 +16,7 @@ shortens it once it has grown beyond `MAX_WAL`.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -78,9 +79,10 @@ MIGRATIONS = (
     """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
+TABLES = ("attachments", "lease_boot", "lease_networks", "lease_ranges", "leases")
 
 # Primary result codes (sqlite3.h).
-BUSY, LOCKED, READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB = 5, 6, 8, 10, 11, 13, 14, 26
+ERROR, BUSY, LOCKED, READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB = 1, 5, 6, 8, 10, 11, 13, 14, 26
 ADVICE = {
     READONLY: "the store is read-only: remount it, or set dataDir to a directory that can be written",
     IOERR: "the store cannot be read or written: check the disk and its free space",
@@ -118,7 +120,11 @@ class Database:
                 raise
 
     def check_writable(self) -> None:
-        """Raise what an ADD would raise about the store, without changing it."""
+        """Raise what an ADD would raise about the store, without making or changing it."""
+        if not os.path.exists(self.path):
+            with storage_errors(self.path):
+                _check_directory(self.data_dir)
+            return
         with self.transaction():
             if os.statvfs(self.data_dir).f_bfree == 0:
                 raise IOFailure(f"{self.data_dir}: {ADVICE[FULL]}")
@@ -188,11 +194,11 @@ def storage_errors(path: str) -> Iterator[None]:
             raise TryAgainLater(
                 f"{path}: the store has been locked by another process for {BUSY_SECONDS:g} s"
             ) from error
-        if code in (CORRUPT, NOTADB):
+        if code in (CORRUPT, NOTADB) or "no such table" in str(error):
             raise CorruptStore(f"{path}: the store is damaged ({error})") from error
-        if code in ADVICE:
-            raise IOFailure(f"{path}: {ADVICE[code]} ({error})") from error
-        raise
+        if code == ERROR:  # of the statement, which is ours
+            raise
+        raise IOFailure(f"{path}: {ADVICE.get(code, 'the store does not work')} ({error})") from error
     except OSError as error:
         raise IOFailure(f"{error.filename or path}: {error.strerror}") from error
 
@@ -218,6 +224,17 @@ def put_aside(data_dir: str, successor: Callable[[], str] | None = None) -> str:
         if replacement:
             os.rename(replacement, path)
         return target
+
+
+def _check_directory(data_dir: str) -> None:
+    with suppress(FileExistsError):
+        os.makedirs(data_dir, mode=0o700)
+    if not os.path.isdir(data_dir):
+        raise NotADirectoryError(errno.ENOTDIR, "Not a directory: set dataDir to one", data_dir)
+    if not os.access(data_dir, os.W_OK | os.X_OK):
+        raise IOFailure(f"{data_dir}: {ADVICE[READONLY]}")
+    if os.statvfs(data_dir).f_bfree == 0:
+        raise IOFailure(f"{data_dir}: {ADVICE[FULL]}")
 
 
 def boot_id() -> str:
@@ -319,10 +336,12 @@ def _is_sound(path: str) -> bool:
     connection = None
     try:
         connection = _connect(path)
+        for table in TABLES:
+            connection.execute(f"SELECT * FROM {table} LIMIT 0")
         whole = bool(connection.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",))
         return whole and _schema_version(connection) > 0
     except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode & 0xFF not in (CORRUPT, NOTADB):
+        if error.sqlite_errorcode & 0xFF not in (CORRUPT, NOTADB) and "no such table" not in str(error):
             raise
         return False
     finally:

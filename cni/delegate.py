@@ -102,7 +102,7 @@ def _find(delegate: Delegation) -> str:
 
 def _failure(delegate: Delegation, command: str, status: int, output: str) -> CniError:
     try:
-        answer = quickjson.loads(output)
+        answer = decode(output)
         return DelegateError(int(answer["code"]), str(answer["msg"]), str(answer.get("details") or ""))
-    except (ValueError, KeyError, TypeError):
+    except (CniError, ValueError, KeyError, TypeError):
         return DelegateFailed(f"{delegate.type} {command} ended with status {status} and no CNI error", output[:2000])

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from cni import rtnetlink
 from cni.errors import KernelRefused
+from cni.netlink import NetlinkError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +30,11 @@ def delete_link(watch: Socket, sender: Socket, index: int) -> None:
 
     `watch` hears the link notifications of the namespace, `sender` is another socket of it.
     """
-    done = _in_child(lambda: _delete(sender, index))
+    try:
+        done = _in_child(lambda: _delete(sender, index))
+    except OSError:  # no more processes or descriptors: the wait is the lesser evil
+        _raise_unless_gone(bytes([_delete(sender, index)]))
+        return
     try:
         _wait_until_gone(watch, done, index)
     finally:
@@ -37,17 +42,26 @@ def delete_link(watch: Socket, sender: Socket, index: int) -> None:
 
 
 def _delete(sender: Socket, index: int) -> int:
-    (error,) = sender.request([rtnetlink.delete_link(index)])
-    return error.errno or 0 if error else 0
+    try:
+        (error,) = sender.request([rtnetlink.delete_link(index)])
+    except NetlinkError as failure:
+        error = failure
+    return (error.errno or errno.EIO) & 0xFF if error else 0
 
 
 def _in_child(action: Callable[[], int]) -> int:
-    """Run `action` in a child process; the descriptor returned yields its number as one byte.
+    """Run `action` in a child process; the descriptor returned yields its number as one byte. Raises OSError.
 
     The child lets go of the standard streams at once: a runtime reads ours until the last holder has closed them.
     """
     reader, writer = os.pipe()
-    if os.fork():
+    try:
+        child = os.fork()
+    except OSError:
+        os.close(reader)
+        os.close(writer)
+        raise
+    if child:
         os.close(writer)
         return reader
     try:
@@ -55,7 +69,7 @@ def _in_child(action: Callable[[], int]) -> int:
         for stream in (0, 1, 2):
             os.dup2(null, stream)
         os.close(reader)
-        os.write(writer, bytes([action() & 0xFF]))
+        os.write(writer, bytes([action()]))
     finally:
         os._exit(0)
 

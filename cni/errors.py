@@ -106,3 +106,9 @@ class Internal(CniError):
     """A bug of ours; the traceback is in the log."""
 
     code = 199
+
+
+def summary(errors: list[CniError]) -> CniError:
+    """The first of several errors, with all of them in its details."""
+    errors[0].details = "\n".join(error.msg for error in errors)
+    return errors[0]

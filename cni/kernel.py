@@ -1,7 +1,7 @@
 """The door to the kernel: what is there (facts, views), and changes applied one by one.
 
-The only module that talks to rtnetlink and writes sysctls. It decides nothing: what is wanted comes from
-`cni.attachment`, what to change from `cni.diff`, and how to say it from `cni.rtnetlink`.
+With `cni.deletion` the only module that talks to rtnetlink, and the only one that writes sysctls. It decides nothing:
+what is wanted comes from `cni.attachment`, what to change from `cni.diff`, and how to say it from `cni.rtnetlink`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,11 @@ class Namespace:
         self._socket = self._open_socket()
 
     def _open_socket(self, groups: int = 0) -> Socket:
-        with netns.entered(self.fd):
-            return Socket(groups=groups)
+        try:
+            with netns.entered(self.fd):
+                return Socket(groups=groups)
+        except OSError as error:
+            raise KernelRefused(f"cannot open a netlink socket: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the socket; the descriptor is its owner's."""
@@ -67,6 +70,12 @@ class Namespace:
             if error.errno in (errno.ENODEV, errno.ENOENT):
                 return None
             raise KernelRefused(f"cannot read links: {error.strerror}") from error
+
+    def _request(self, messages: Sequence[Message]) -> list[NetlinkError | None]:
+        try:
+            return self._socket.request(messages)
+        except NetlinkError as error:
+            raise KernelRefused(f"cannot talk to the kernel: {error.strerror}") from error
 
     def _dump(self, question: Message) -> list[bytes]:
         try:
@@ -112,9 +121,7 @@ class Namespace:
         master = self.link_at(master_index) if master_index else None
         if master is None:
             return parent
-        # Open vSwitch's datapath link carries no kind; its name is always ovs-system.
-        kind = "openvswitch" if master.name == "ovs-system" else master.kind
-        return replace(parent, master=master.name, master_kind=kind)
+        return replace(parent, master=master.name, master_kind=master.kind)
 
     def addresses(self, index: int = 0, permanent: bool = False) -> list[tuple[int, InterfaceAddress]]:
         """(link index, address) of all usable addresses of global scope, in the kernel's order; of one link or all.
@@ -203,13 +210,13 @@ class Namespace:
         temporary = f"sl{os.urandom(5).hex()}"
         error = self._try_create(change.link, temporary, parents)
         if error is None:
-            (error,) = self._socket.request([rtnetlink.rename_link(self._index(temporary), name)])
+            (error,) = self._request([rtnetlink.rename_link(self._index(temporary), name)])
         if error is not None:
             raise explained(change, error)
 
     def _try_create(self, link: Link, name: str, parents: Namespace) -> NetlinkError | None:
         message = rtnetlink.new_link(link, name, None if parents is self else self.fd)
-        (error,) = parents._socket.request([message])
+        (error,) = parents._request([message])
         return error
 
     def _set_sysctl(self, change: SetSysctl) -> None:
@@ -233,7 +240,7 @@ class Namespace:
         messages = [rtnetlink.encode(change, index) for change in changes]
         start, deadline = 0, time.monotonic() + MAC_RETRY_SECONDS
         while True:
-            answers = self._socket.request(messages[start:])
+            answers = self._request(messages[start:])
             refused = zip(answers, changes[start:], strict=True)
             failed = next((number for number, pair in enumerate(refused) if _is_failure(*pair)), None)
             if failed is None:
@@ -251,7 +258,7 @@ class Namespace:
             return
         messages = [rtnetlink.delete_route(route, link.index) for route in view.routes]
         messages += [rtnetlink.delete_neighbour(entry, link.index) for entry in view.neighbours]
-        for error in self._socket.request(messages):
+        for error in self._request(messages):
             if error and error.errno not in (errno.ESRCH, errno.ENOENT, errno.ENODEV):
                 raise KernelRefused(f"cannot remove entries of {link.name}: {error.strerror}") from error
 

@@ -41,7 +41,7 @@ def lease(node: Node, request: Request, ipam: IpamConf, undo: ExitStack) -> Resu
             pod=request.conf.pod,
             mac=request.conf.mac,
             parent="" if request.conf.link_in_container else facts.parent.name,
-            avoid=[address.ip for address in facts.parent_addresses],
+            avoid=[address.ip for address in (*facts.parent_addresses, *facts.host_addresses)],
         )
         for warning in allocation.warnings:
             node.log.warning(warning)

@@ -8,6 +8,7 @@ import time, which is ten times what an ADD may take (docs/decisions/0002-raw-ne
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 import struct
 
@@ -30,7 +31,6 @@ NLM_F_REPLACE = 0x100
 NLM_F_EXCL = 0x200
 NLM_F_CREATE = 0x400
 NLM_F_ACK_TLVS = 0x200
-NLM_F_CAPPED = 0x100
 NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
 NLMSGERR_ATTR_MSG = 1
@@ -44,6 +44,7 @@ HEADER = struct.Struct("=IHHII")
 ATTRIBUTE = struct.Struct("=HH")
 RECEIVE_BYTES = 1 << 18
 DUMP_ATTEMPTS = 5
+MESSAGES_AT_ONCE = 64
 
 
 class NetlinkError(OSError):
@@ -126,12 +127,17 @@ class Socket:
         return self._socket.fileno()
 
     def request(self, messages: Sequence[Message]) -> list[NetlinkError | None]:
-        """Send all in one datagram and wait for the answer to each: None, or the kernel's refusal.
+        """Send all, and wait for the answer to each: None, or the kernel's refusal.
 
-        The kernel goes on with the rest of a batch after an error, so every answer counts.
+        The kernel goes on with the rest of a batch after an error, so every answer counts. All answers to one datagram
+        have to fit into the socket's buffer, hence several datagrams for many messages.
         """
-        if not messages:
-            return []
+        answers: list[NetlinkError | None] = []
+        for start in range(0, len(messages), MESSAGES_AT_ONCE):
+            answers += self._request(messages[start : start + MESSAGES_AT_ONCE])
+        return answers
+
+    def _request(self, messages: Sequence[Message]) -> list[NetlinkError | None]:
         first = self._send([Message(m.kind, m.flags | NLM_F_ACK, m.body) for m in messages])
         answers: list[NetlinkError | None] = [None] * len(messages)
         waiting = len(messages)
@@ -154,10 +160,6 @@ class Socket:
                         raise refusal
                     waiting -= 1
 
-    def send(self, message: Message) -> None:
-        """Send and do not wait for an answer; returns when the kernel has processed it."""
-        self._send([message])
-
     def get(self, message: Message) -> bytes:
         """The body of the one answer to a request; raises NetlinkError (ENODEV, ENOENT...) when there is none."""
         first = self._send([message])
@@ -174,8 +176,8 @@ class Socket:
         for _ in range(DUMP_ATTEMPTS):
             answers, interrupted = self._dump_once(message)
             if not interrupted:
-                break
-        return answers
+                return answers
+        raise NetlinkError(errno.EINTR, f"changes interrupted it {DUMP_ATTEMPTS} times")
 
     def _dump_once(self, message: Message) -> tuple[list[tuple[int, bytes]], bool]:
         first = self._send([Message(message.kind, message.flags | NLM_F_DUMP, message.body)])
@@ -194,7 +196,10 @@ class Socket:
 
     def receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         """The (type, flags, sequence, body)s of the next datagram; waits for it."""
-        data = self._socket.recv(RECEIVE_BYTES)
+        try:
+            data = self._socket.recv(RECEIVE_BYTES)
+        except OSError as error:
+            raise NetlinkError(error.errno, error.strerror) from error
         offset = 0
         while offset + HEADER.size <= len(data):
             length, kind, flags, sequence, _ = HEADER.unpack_from(data, offset)
@@ -209,7 +214,10 @@ class Socket:
             length = HEADER.size + len(message.body)
             header = HEADER.pack(length, message.kind, message.flags | NLM_F_REQUEST, self._sequence, 0)
             packed.append(header + message.body + bytes(-length % 4))
-        self._socket.send(b"".join(packed))
+        try:
+            self._socket.send(b"".join(packed))
+        except OSError as error:
+            raise NetlinkError(error.errno, error.strerror) from error
         return first
 
 

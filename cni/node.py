@@ -45,6 +45,7 @@ class Node:
         with suppress(OSError):
             os.makedirs(data_dir, mode=0o700, exist_ok=True)
         self.database = Database(data_dir)
+        self._databases = {data_dir: self.database}  # kept open: closing one costs more than using it
         self.records = Records(self.database, boot_id())
         self.locks = Locks(data_dir)
         self.host = Namespace()
@@ -53,7 +54,7 @@ class Node:
         """The leases of a data directory, which may be another than that of the attachments."""
         from ipam.store import LeaseStore  # networks with a delegate or without addresses need no allocator
 
-        return LeaseStore(self.database if data_dir == self.data_dir else Database(data_dir))
+        return LeaseStore(self._databases.setdefault(data_dir, Database(data_dir)))
 
     def parents(self, conf: NetConf, pod: Pod) -> Namespace:
         """Where the parent lives."""

@@ -79,7 +79,7 @@ def _standard_streams() -> tuple[BinaryIO, TextIO, TextIO]:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
-    stdin = sys.stdin.buffer if sys.stdin else open(0, "rb")
+    stdin = sys.stdin.buffer if sys.stdin else open(0, "rb")  # noqa: SIM115  (for as long as the process lives)
     return stdin, sys.stdout or open(1, "w"), sys.stderr or open(2, "w")
 
 

@@ -64,6 +64,8 @@ class Interface:
     mac: str = ""
     sandbox: str = ""
     mtu: int = 0
+    socket_path: str = ""  # of other plugins, to be passed on
+    pci_id: str = ""
 
 
 @frozen
@@ -253,6 +255,8 @@ def _parse_interface(entry: Any) -> Interface:
         mac=str(entry.get("mac") or ""),
         sandbox=str(entry.get("sandbox") or ""),
         mtu=int(entry.get("mtu") or 0),
+        socket_path=str(entry.get("socketPath") or ""),
+        pci_id=str(entry.get("pciID") or ""),
     )
 
 
@@ -309,6 +313,9 @@ def _render_interface(interface: Interface, version: str) -> dict[str, Any]:
         rendered["mtu"] = interface.mtu
     if interface.sandbox:
         rendered["sandbox"] = interface.sandbox
+    if version == NEWEST:
+        passed_on = {"socketPath": interface.socket_path, "pciID": interface.pci_id}
+        rendered |= {key: value for key, value in passed_on.items() if value}
     return rendered
 
 

@@ -189,7 +189,8 @@ def _build(node: Node, report: Report, with_attachments: bool, with_leases: bool
         records.put(attachment)
     if with_leases:
         _adopt(leases, node.log, report)
-    leases.check_writable()  # makes the store even if there is nothing to put into it
+    with database.transaction():
+        pass  # makes the store even if there is nothing to put into it
     database.close()
     return database.path
 

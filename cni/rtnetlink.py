@@ -10,7 +10,8 @@ import struct
 from ipaddress import ip_address, ip_network
 
 from cni.attachment import MAIN_TABLE, SCOPE_LINK, InterfaceAddress, Link, Neighbour, Parent, Route
-from cni.diff import AddAddress, ReplaceNeighbour, SetRoute, SetUp
+from cni.diff import AddAddress, ReplaceNeighbour, SetLink, SetRoute, SetUp
+from cni.errors import KernelRefused
 from cni.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -160,8 +161,13 @@ def delete_neighbour(entry: Neighbour, index: int) -> Message:
 
 
 def encode(change: Change, index: int) -> Message:
-    """A change to the existing link with that index; raises ValueError for what only a new link can have."""
+    """A change to the existing link with that index; raises KernelRefused for what only a new link can have."""
     match change:
+        case SetLink(_, "mtu", value):
+            return Message(RTM_SETLINK, 0, LINK_HEADER.pack(AF_UNSPEC, 0, index, 0, 0) + u32(IFLA_MTU, int(value)))
+        case SetLink(_, "address", value):
+            address = attribute(IFLA_ADDRESS, bytes.fromhex(value.replace(":", "")))
+            return Message(RTM_SETLINK, 0, LINK_HEADER.pack(AF_UNSPEC, 0, index, 0, 0) + address)
         case SetUp(link):
             # Without multicast nothing joins a group through a silent link, and no membership is reported.
             flags = IFF_UP | (IFF_MULTICAST if link.arp else IFF_NOARP)
@@ -174,7 +180,7 @@ def encode(change: Change, index: int) -> Message:
             return _route_message(RTM_NEWROUTE, NLM_F_CREATE | (NLM_F_REPLACE if found else 0), route, index)
         case ReplaceNeighbour(_, neighbour):
             return _neighbour_message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, neighbour, index)
-    raise ValueError(change)
+    raise KernelRefused(f"{change}: a link that exists cannot be changed in this; remove it")
 
 
 def _address_message(address: InterfaceAddress, index: int) -> Message:

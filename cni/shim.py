@@ -5,11 +5,11 @@ Who needs them is what the records say; a lock per parent keeps one process from
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 
 from cni import nftables
 from cni.attachment import SHIM_ALIAS, View
-from cni.diff import diff
+from cni.diff import SetLink, diff
 from cni.errors import KernelRefused
 from cni.frozen import replace
 
@@ -58,9 +58,17 @@ def retire(node: Node, attachment: Attachment) -> None:
             _remove(node, shim)
         if attachment.source_nat:
             locked.enter_context(node.locks.source_nat())
-            with nftables.connect() as socket:
-                nftables.sync(socket, _source_nat(node, but=attachment.key))
+            _retire_source_nat(node, attachment.key)
         node.records.forget(attachment.key)
+
+
+def _retire_source_nat(node: Node, key: Key) -> None:
+    try:
+        socket = nftables.connect()
+    except KernelRefused:  # a kernel without nftables has no table to look after
+        return
+    with closing(socket):
+        nftables.sync(socket, _source_nat(node, but=key))
 
 
 def remove_unused(node: Node, shim: Link, parent_index: int) -> None:
@@ -144,6 +152,8 @@ def _ensure(node: Node, wanted: View) -> bool:
     if present and not is_shim(present) and not _is_half_made(present, link):
         raise KernelRefused(f"{present.name} exists and is not ours: rename it, shimlan needs the name for its shim")
     if present and present.up and is_shim(present):
+        if present.mtu != link.mtu:  # the parent's has changed: children follow it down, but not up
+            node.apply(node.host, (SetLink(link, "mtu", str(link.mtu), str(present.mtu)),), node.host)
         return False
     if present:
         # Somebody set it down, which took all of its entries, or we were killed while making it.
@@ -184,8 +194,6 @@ def _apply_entries(node: Node, host: View) -> None:
     present = node.host.link(host.link.name)
     if present is None:
         raise KernelRefused(f"{host.link.name} vanished while it was set up: somebody removed it, or its parent")
-    node.apply(node.host, diff(_entries(host), View(link=present)), node.host)
-
-
-def _entries(view: View) -> View:
-    return View(link=view.link, routes=view.routes, neighbours=view.neighbours)
+    # The link itself is compared with itself: it is as it is, and other pods live by it.
+    entries = View(link=present, routes=host.routes, neighbours=host.neighbours)
+    node.apply(node.host, diff(entries, View(link=present)), node.host)

@@ -22,6 +22,7 @@ from cni.attachment import (
     SourceNat,
     View,
 )
+from cni.errors import IOFailure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-FORMAT = 1
+FORMAT = 1  # higher where an older version would misunderstand; for what it may ignore, a new field is enough
 
 
 class Records:
@@ -125,8 +126,10 @@ def _plain(value: Any) -> Any:
 
 
 def decode(text: str) -> Attachment:
-    """An attachment from its JSON."""
+    """An attachment from its JSON; raises IOFailure when only a newer version can read it."""
     record = quickjson.loads(text)
+    if record["format"] > FORMAT:
+        raise IOFailure(f"a record of format {record['format']} (we know {FORMAT}): a newer shimlan wrote it, upgrade")
     leasing, delegate = record["leasing"], record["delegate"]
     parts = {
         "key": _known(Key, record["key"]),

@@ -129,7 +129,7 @@ def _sightings_in(node: Node, path: str, home: int) -> Iterator[Sighting]:
         with node.pod(path, own_allowed=True) as pod:
             own = pod.namespace.fd is not None and netns.is_own(pod.namespace.fd)
             for link, parent_here in pod.namespace.children_of(home):
-                if link.kind in ("macvlan", "macvtap") and link.alias.startswith(ALIAS) and "/" in link.alias:
+                if link.kind in ("macvlan", "macvtap") and link.alias.startswith(ALIAS) and not is_shim(link):
                     inside, view = parent_here and not own, _view(pod.namespace, link)
                     parent = (pod.namespace if parent_here else node.host).link_at(link.parent_index)
                     name = parent.name if parent else ""

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     Address = IPv4Address | IPv6Address
 
 
-def take_back(node: Node, attachment: Attachment, own_netns: bool = False) -> None:
+def take_back(node: Node, attachment: Attachment) -> None:
     """Remove all that a recorded attachment stands for; tries every step that is safe, then raises the first error."""
-    errors = _attempt(lambda: shim.detach(node, attachment), lambda: _remove_link(node, attachment, own_netns))
+    errors = _attempt(lambda: shim.detach(node, attachment), lambda: _remove_link(node, attachment))
     if not errors:
         errors = _attempt(lambda: _release(node, attachment))
     if not errors:
@@ -71,9 +71,9 @@ def take_back_unknown(node: Node, key: Key, conf: NetConf, call: Call, ips: Iter
         delegate.delete(delegate.delegation(conf.delegate, conf.raw, call), call)
 
 
-def _remove_link(node: Node, attachment: Attachment, own_netns: bool) -> None:
+def _remove_link(node: Node, attachment: Attachment) -> None:
     wanted = attachment.sandbox.link
-    with node.pod_if_there(attachment.netns, own_netns, attachment.netns_id) as pod:
+    with node.pod_if_there(attachment.netns, own_allowed=True, id=attachment.netns_id) as pod:
         link = pod.namespace.child(wanted) if pod and wanted else None
         if pod and link:
             node.log.debug(f"ip link del {link.name}")

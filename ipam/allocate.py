@@ -125,7 +125,11 @@ def _leased(pool: Pool, number: int) -> LeasedAddress:
 
 
 def _kept(pool: Pool, held: tuple[int, ...]) -> int | None:
-    return next((number for number in held if pool.offers(number)), None)
+    kept = next((number for number in held if pool.offers(number)), None)
+    if kept is not None and pool.requested is not None and pool.requested != kept:
+        wanted, has = address_of(pool.requested), address_of(kept)
+        raise AddressUnavailable(f"{wanted}: requested, but this interface holds {has} already: DEL it first")
+    return kept
 
 
 def _new(pool: Pool, claim: Claim, ledger: Ledger) -> int:

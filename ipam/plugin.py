@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import cni.plugin
 from cni import __version__, protocol
-from cni.errors import CniError, Differs, NotAvailable
+from cni.errors import CniError, Differs, NotAvailable, TryAgainLater, summary
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def _serve(call: Call, raw: dict[str, Any], stderr: TextIO) -> dict[str, Any] | 
 
     parse = ipam.config.parse_for_delete if call.command in ("DEL", "GC") else ipam.config.parse
     conf = parse(raw, call.args or {})
-    # The main plugin may be any: of its keys only those count that mean the same everywhere.
-    main_conf = cni.config.parse_for_delete(raw, call.args or {})
+    # The main plugin may be any: of its keys only those count that mean the same everywhere, and dataDir is its own.
+    main_conf = cni.config.parse_for_delete({**raw, "dataDir": None}, call.args or {})
     leases = LeaseStore(Database(conf.data_dir))
     log = Log(stderr, context=f"{call.command} {conf.network}: ")
     if call.command == "ADD":
@@ -91,15 +91,22 @@ def _status(leases: LeaseStore, _call: Call, conf: IpamConf, main_conf: NetConf)
         leases.check_writable()
         if main_conf.status_reports_exhaustion:
             check_room(leases, conf)
+    except TryAgainLater:  # busy for the moment
+        raise
     except CniError as error:
         raise NotAvailable(error.msg, error.details) from error
 
 
 def _collect(leases: LeaseStore, _call: Call, conf: IpamConf, main_conf: NetConf) -> None:
-    from ipam.service import collect
-
+    """Release what interfaces hold that are not listed; errors do not stop it."""
     if main_conf.valid_attachments is None:
         return
-    errors = collect(leases, conf, set(main_conf.valid_attachments))
+    held = {(lease.container_id, lease.ifname) for lease in leases.leases(conf.network) if lease.state == "held"}
+    errors = []
+    for container_id, ifname in sorted(held - set(main_conf.valid_attachments)):
+        try:
+            leases.release(conf.network, container_id, ifname, conf.cooldown_seconds)
+        except CniError as error:
+            errors.append(error)
     if errors:
-        raise type(errors[0])(errors[0].msg, "\n".join(error.msg for error in errors))
+        raise summary(errors)

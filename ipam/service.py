@@ -1,14 +1,13 @@
-"""What shimlan in-process and the executable shimlan-ipam do alike: results of allocations, room, collection."""
+"""What shimlan in-process and the executable shimlan-ipam do alike: results of allocations, and is there room?"""
 
 from __future__ import annotations
 
-from cni.errors import CniError, IOFailure, NotAvailable
+from cni.errors import IOFailure, NotAvailable
 from cni.files import without_waiting
-from cni.protocol import IpConfig, Result, RouteConfig
+from cni.protocol import IpConfig, Result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Set
     from typing import Any
 
     from ipam.config import IpamConf
@@ -19,10 +18,7 @@ def result_of(conf: IpamConf, allocation: Allocation) -> Result:
     """The IPAM result of an allocation; raises IOFailure when `resolvConf` cannot be read."""
     return Result(
         ips=tuple(IpConfig(leased.ip, leased.prefixlen, leased.gateway) for leased in allocation.addresses),
-        routes=tuple(
-            RouteConfig(route.dst, route.gw, route.mtu, route.advmss, route.priority, route.table, route.scope)
-            for route in conf.routes
-        ),
+        routes=conf.routes,
         dns=dns_of(conf.resolv_conf) if conf.resolv_conf else None,
     )
 
@@ -53,15 +49,3 @@ def check_room(leases: LeaseStore, conf: IpamConf) -> None:
         if not any(usage.free for usage in ranges):
             names = ", ".join(f"{usage.start}-{usage.end}" for usage in ranges)
             raise NotAvailable(f"network {conf.network} has no free address in {names}")
-
-
-def collect(leases: LeaseStore, conf: IpamConf, valid: Set[tuple[str, str]]) -> list[CniError]:
-    """Release what interfaces hold that are not among the valid (containerID, ifname)s; the errors on the way."""
-    held = {(lease.container_id, lease.ifname) for lease in leases.leases(conf.network) if lease.state == "held"}
-    errors = []
-    for container_id, ifname in sorted(held - valid):
-        try:
-            leases.release(conf.network, container_id, ifname, conf.cooldown_seconds)
-        except CniError as error:
-            errors.append(error)
-    return errors

@@ -248,3 +248,17 @@ def test_our_own_pods_are_no_conflict(lab: Lab) -> None:
     pods = [lab.pod(conf=conf) for _ in range(3)]
     assert [pod.address for pod in pods] == ["192.0.2.100", "192.0.2.101", "192.0.2.102"]
     assert all(lab.host.pings(pod) for pod in pods)
+
+
+def test_no_pod_gets_an_address_that_its_host_has_elsewhere(lab: Lab) -> None:
+    lab.host.ip("address", "add", "192.0.2.100/32", "dev", "lo")
+    pod = lab.pod("a", lab.conf(shim={"hostAddresses": ["auto", "192.0.2.100"]}))
+    assert pod.address == "192.0.2.101"
+    assert pod.pings("192.0.2.100")
+
+
+def test_a_pod_may_have_many_routes(lab: Lab) -> None:
+    routes = [{"dst": f"10.{number // 256}.{number % 256}.0/24"} for number in range(1000)]
+    pod = lab.pod("a", lab.conf(ipam={"routes": routes}))
+    assert len([row for row in pod.routes() if row["dst"].startswith("10.")]) == len(routes)
+    pod.check()

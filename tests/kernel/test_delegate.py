@@ -222,3 +222,17 @@ def test_host_local_serves_every_mode(lab: Lab, mode: str) -> None:
     pod.delete()
     assert records(lab) == []
     assert list(Path(lab.data_dir, "lan").glob("192.*")) == []
+
+
+def test_a_delegate_may_have_set_the_link_up_and_changed_it(lab: Lab, witness: Witness) -> None:
+    plugin = witness.directory / "witness"
+    script = plugin.read_text()
+    meddle = 'nsenter --net="$CNI_NETNS" ip link set "$CNI_IFNAME" mtu 1400 up'
+    plugin.write_text(script.replace("exit 0", f'[ "$CNI_COMMAND" = ADD ] && {meddle}\nexit 0'))
+    witness.answers(VERSION=VERSIONS)
+    (witness.directory / "status.ADD").unlink()
+    pod = container(lab, witness)
+    pod.add()
+    assert pod.link("eth0")["mtu"] == 1500
+    pod.check()
+    assert lab.host.pings(pod)

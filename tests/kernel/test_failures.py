@@ -132,3 +132,22 @@ def test_a_del_that_is_killed_anywhere_is_finished_by_the_next(lab: Lab, changes
         if done:
             break
     assert number > 1
+
+
+def test_a_link_is_deleted_without_a_child_process_where_there_can_be_none(lab: Lab) -> None:
+    lab.pod("a")
+    program = """
+import errno, os
+from cni.kernel import Namespace
+
+def no_more() -> int:
+    raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+os.fork = no_more
+host = Namespace()
+before = set(os.listdir("/proc/self/fd"))
+host.delete_link(host.link("shim2").index)
+assert host.link("shim2") is None
+assert set(os.listdir("/proc/self/fd")) == before
+"""
+    lab.host.run(sys.executable, "-c", program)

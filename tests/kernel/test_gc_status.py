@@ -140,3 +140,18 @@ def test_exhaustion_is_told_only_when_that_was_asked_for(lab: Lab) -> None:
     assert "192.0.2.100-192.0.2.101" in message
     pods[0].delete()
     assert status(lab, ipam=ipam, statusReportsExhaustion=True) == (0, "")
+
+
+def test_an_attachment_in_the_plugins_own_namespace_is_collected(lab: Lab) -> None:
+    conf = lab.conf(cniVersion="1.1.0", shim=False)
+    variables = {
+        "CNI_CONTAINERID": "own",
+        "CNI_NETNS": f"/run/netns/{lab.host.name}",
+        "CNI_IFNAME": "own0",
+        "CNI_NETNS_OVERRIDE": "1",
+    }
+    lab.runtime().call("ADD", conf, variables).or_raise()
+    assert lab.host.link("own0")
+    collect(lab, valid_attachments=[])
+    assert [link["ifname"] for link in lab.host.links()] == ["lo", "eth0"]
+    assert stored(lab) == []

@@ -429,3 +429,19 @@ def test_large_packets_pass_between_host_and_pod(lab: Lab) -> None:
     pod: Pod = lab.pod("a", lab.conf(mtu=1400))
     assert lab.host.pings(pod, size=1400 - 28)
     assert pod.pings(lab.host, size=1400 - 28)
+
+
+def test_it_follows_the_parents_mtu_in_both_directions(lab: Lab) -> None:
+    """The kernel takes children down with their parent, and leaves them there (macvlan_device_event)."""
+    first = lab.pod("first")
+    lab.host.ip("link", "set", "eth0", "mtu", "1400")
+    lab.host.ip("link", "set", "eth0", "mtu", "1500")
+    (shim,) = shims(lab)
+    assert lab.host.link(shim)["mtu"] == 1400
+    second = lab.pod("second")
+    assert lab.host.link(shim)["mtu"] == 1500
+    assert lab.host.pings(first)
+    second.check()
+    lab.host.ip("link", "del", shim)
+    third = lab.pod("third")
+    assert all(lab.host.pings(pod) for pod in (first, second, third))

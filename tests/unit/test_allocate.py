@@ -92,6 +92,13 @@ def test_the_same_interface_gets_the_same_addresses(store: LeaseStore) -> None:
     assert set(ips(store, conf, "c", "net1")).isdisjoint(first)
 
 
+def test_another_address_is_not_given_to_who_holds_one(store: LeaseStore) -> None:
+    assert ips(store, a_conf(), "a") == ["192.168.1.10"]
+    assert ips(store, a_conf(requested=("192.168.1.10",)), "a") == ["192.168.1.10"]
+    with pytest.raises(AddressUnavailable, match=r"this interface holds 192.168.1.10 already: DEL it first"):
+        ips(store, a_conf(requested=("192.168.1.12",)), "a")
+
+
 def test_a_pool_that_is_new_or_lost_its_address_is_added_to_those_held(store: LeaseStore) -> None:
     one, other = (a_range("10.0.0.0/24"),), (a_range("fd00::/64", "fd00::5"),)
     assert ips(store, a_conf(one), "c") == ["10.0.0.2"]

@@ -72,6 +72,16 @@ class TestOpening:
         assert put_aside(str(tmp_path))
         assert names(Database(str(tmp_path))) == []
 
+    def test_one_that_lost_a_table_is_damaged(self, tmp_path: Path) -> None:
+        store = Database(str(tmp_path))
+        add(store, "a")
+        with store.transaction() as connection:
+            connection.execute("DROP TABLE lease_networks")
+        with pytest.raises(CorruptStore, match="no such table"):
+            names(store)
+        assert put_aside(str(tmp_path))
+        assert names(Database(str(tmp_path))) == []
+
     def test_a_log_without_its_database_is_not_replayed(self, tmp_path: Path) -> None:
         store = Database(str(tmp_path))
         add(store, "old")

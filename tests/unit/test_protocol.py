@@ -294,3 +294,12 @@ results = st.builds(
 @given(results, st.sampled_from(VERSIONS))
 def test_results_survive_every_version(result: Result, version: str) -> None:
     assert parse_result(render_result(result, version)) == result
+
+
+def test_what_other_plugins_tell_of_their_interfaces_is_passed_on() -> None:
+    told = {
+        "cniVersion": "1.1.0",
+        "interfaces": [{"name": "vhost0", "socketPath": "/run/vhost0", "pciID": "0000:01:00.1"}],
+    }
+    assert render_result(parse_result(told), "1.1.0")["interfaces"] == told["interfaces"]
+    assert render_result(parse_result(told), "1.0.0")["interfaces"] == [{"name": "vhost0"}]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cni.database import Database
-from cni.errors import AddressUnavailable, Exhausted
+from cni.errors import AddressUnavailable, Exhausted, IOFailure
 from ipam.allocate import Claim
 from ipam.hostlocal import HostLocal
 from ipam.ledger import Lease, Ledger
@@ -244,6 +244,17 @@ class TestHostLocal:
     def test_an_empty_file_is_held_by_an_unknown(self, leases: Path) -> None:
         (leases / "192.168.1.11").touch()
         assert HostLocal("lan", (str(leases.parent),)).holder(ip_address("192.168.1.11")) == "unknown"
+
+    def test_what_is_no_lease_does_not_disturb(self, leases: Path) -> None:
+        (leases / "192.168.1.14").mkdir()
+        os.mkfifo(leases / "192.168.1.15")
+        released = HostLocal("lan", (str(leases.parent),)).release("old", "eth0")
+        assert set(map(str, released)) == {"192.168.1.10", "fd00::2"}
+
+    def test_one_that_cannot_be_read_is_named(self, leases: Path) -> None:
+        (leases / "192.168.1.16").symlink_to("192.168.1.16")
+        with pytest.raises(IOFailure, match=r"192.168.1.16: a lease of host-local: Too many levels"):
+            HostLocal("lan", (str(leases.parent),)).release("old", "eth0")
 
     @pytest.mark.parametrize("name", ["nothing", "../lan"])
     def test_a_network_without_leases(self, tmp_path: Path, leases: Path, name: str) -> None:
