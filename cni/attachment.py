@@ -44,6 +44,9 @@ class Key:
     container_id: str
     ifname: str
 
+    def __str__(self) -> str:
+        return f"{self.ifname} of {self.container_id} in network {self.network}"
+
     @property
     def alias(self) -> str:
         """The text that marks our link in the pod as this attachment's; the kernel allows 255 bytes."""

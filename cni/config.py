@@ -77,7 +77,6 @@ class ConflictDetection:
 class NetConf:
     """One network configuration of type shimlan, checked. Zero, "" and None mean "not given"."""
 
-    cni_version: str
     name: str
     raw: dict[str, Any]  # the configuration as it came, for delegates
     master: str = ""
@@ -141,7 +140,6 @@ def _netconf(sources: Sources) -> NetConf:
     link_in_container = conf.read("linkInContainer", boolean, False)
     log_level = conf.read("logLevel", LOG_LEVEL, "info")
     without_ipam = NetConf(
-        cni_version=conf.read("cniVersion", string, ""),
         name=conf.required("name", network_name) or "",
         raw=dict(conf.values),
         master=conf.text("master", _master, ""),
@@ -179,7 +177,8 @@ def _with_ipam(conf: NetConf, sources: Sources) -> NetConf:
 
 
 def _check_for_libcni(conf: Section) -> None:
-    """`type` and `capabilities` are the runtime's to use; here only their kind is checked."""
+    """`cniVersion`, `type` and `capabilities` are for others to use; here only their kind is checked."""
+    conf.read("cniVersion", string, "")
     conf.read("type", string, "")
     capabilities = conf.section("capabilities")
     for name in capabilities:

@@ -130,10 +130,10 @@ def _problems(values: Mapping[str, str]) -> list[str]:
         found.append(f"CNI_IFNAME: {ifname!r} is no interface name: {NAME_RULE}")
     if "\0" in values["CNI_NETNS"]:
         found.append("CNI_NETNS: contains a NUL")
-    return found + [f"{name}: {value!r} is not UTF-8" for name, value in values.items() if not _is_utf8(value)]
+    return found + [f"{name}: {value!r} is not UTF-8" for name, value in values.items() if not is_utf8(value)]
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
     """Whether the octets of a variable were text: the others come as halves of surrogate pairs (PEP 383)."""
     try:
         text.encode()

@@ -200,7 +200,7 @@ def _adopt(leases: LeaseStore, log: Log, report: Report) -> None:
         key, parent = attachment.key, "" if attachment.parent_in_pod else attachment.parent
         for ip in attachment.ips:
             if not leases.adopt(key.network, ip, key.container_id, key.ifname, parent=parent):
-                log.warning(f"{ip} of {_words(key)} is in use twice: another pod has it as well")
+                log.warning(f"{ip} of {key} is in use twice: another pod has it as well")
     for sighting in report.nameless:
         for ip in sighting.ips:
             leases.adopt(RECOVERED, ip, f"unknown, in {sighting.netns}", sighting.link.name, parent=sighting.parent)
@@ -212,7 +212,7 @@ def _tell(log: Log, data_dir: str, report: Report) -> None:
     log.error(f"the store in {data_dir} was damaged: it is kept as {report.aside}")
     log.error(f"a new store was made from the kernel's state: {len(report.attachments)} attachment(s) found")
     for attachment in report.attachments:
-        log.warning(f"rebuilt {_words(attachment.key)}: {_listed(attachment.ips)}")
+        log.warning(f"rebuilt {attachment.key}: {_listed(attachment.ips)}")
     for sighting in report.nameless:
         log.warning(f"{_listed(sighting.ips)} on {sighting.link.name} in {sighting.netns}: whose it is cannot be told")
     for orphan in report.orphans:
@@ -226,10 +226,6 @@ def _restore_source_nat(node: Node) -> None:
             shim.sync_source_nat(node)
         except CniError as error:
             node.log.error(f"source NAT for shim.routes: {error.msg}")
-
-
-def _words(key: Key) -> str:
-    return f"{key.ifname} of {key.container_id} in network {key.network}"
 
 
 def _listed(ips: Iterable[Address]) -> str:

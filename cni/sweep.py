@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     Address = IPv4Address | IPv6Address
 
-COOLDOWN_SECONDS = IpamConf.cooldown_seconds  # of leases without an attachment; the configuration is not known here
 LINGER_SECONDS = 3.0  # how long a MAC may stay on the parent when its namespace goes away; mostly 0.05
 LINGER_PAUSE = 0.02
 
@@ -95,10 +94,10 @@ class _Broom:
             return
         doubt = standing.reason if standing.state == survey.UNCLEAR else self._sign_of_life(attachment)
         if doubt:
-            self.left.append(f"{_words(key)}: {doubt}")
+            self.left.append(f"{key}: {doubt}")
             return
         self._gone.add(key)
-        finding = Finding(f"{_words(key)}: namespace gone: {standing.reason}", tuple(_by_hand(attachment)))
+        finding = Finding(f"{key}: namespace gone: {standing.reason}", tuple(_by_hand(attachment)))
         self._clear(finding, partial(teardown.take_back, self._node, attachment))
 
     def _sign_of_life(self, attachment: Attachment) -> str:
@@ -114,8 +113,8 @@ class _Broom:
     def earlier_boots(self) -> None:
         """Records from before the machine started anew."""
         for attachment in self._node.records.of_earlier_boots():
-            forgotten = f"# forget the record of {_words(attachment.key)}"
-            finding = Finding(f"{_words(attachment.key)}: of an earlier boot", (forgotten,))
+            forgotten = f"# forget the record of {attachment.key}"
+            finding = Finding(f"{attachment.key}: of an earlier boot", (forgotten,))
             self._clear(finding, partial(self._forget, attachment))
 
     def _forget(self, attachment: Attachment) -> None:
@@ -159,8 +158,10 @@ class _Broom:
         if not ips or self._node.records.find(key) or alive & set(ips):
             return
         commands = (f"shimlanctl pool release {ip} --network {key.network} --yes" for ip in ips)
-        finding = Finding(f"{_words(key)}: leased, but never attached", tuple(commands))
-        self._clear(finding, partial(leases.release, key.network, key.container_id, key.ifname, COOLDOWN_SECONDS))
+        finding = Finding(f"{key}: leased, but never attached", tuple(commands))
+        self._clear(
+            finding, partial(leases.release, key.network, key.container_id, key.ifname, IpamConf.cooldown_seconds)
+        )
 
     def recovered_leases(self) -> None:
         """Addresses that a rebuilt store keeps for pods of which nothing is left."""
@@ -232,14 +233,10 @@ def _by_hand(attachment: Attachment) -> Iterator[str]:
     if attachment.leasing:
         for ip in attachment.ips:
             yield f"shimlanctl pool release {ip} --network {key.network} --yes"
-    yield f"# forget the record of {_words(key)}"
+    yield f"# forget the record of {key}"
 
 
 def _entry_by_hand(link: Link, ip: Address, mac: str) -> Iterator[str]:
     yield f"ip route del {ip} dev {link.name} proto {PROTO_SHIMLAN}"
     if mac:
         yield f"ip neigh del {ip} dev {link.name}"
-
-
-def _words(key: Key) -> str:
-    return f"{key.ifname} of {key.container_id} in network {key.network}"

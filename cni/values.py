@@ -9,7 +9,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from cni import quickjson
-from cni.protocol import NAME_RULE, is_identifier, is_interface_name
+from cni.protocol import NAME_RULE, is_identifier, is_interface_name, is_utf8
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,17 +44,9 @@ def string(value: object) -> str:
     """Text that the kernel and the file system can take: no NUL, no half of a surrogate pair."""
     if not isinstance(value, str):
         raise Unfit(f"must be a string, not {show(value)}")
-    if "\0" in value or not (value.isascii() or _encodable(value)):
+    if "\0" in value or not (value.isascii() or is_utf8(value)):
         raise Unfit(f"{show(value)} holds a character that no name can have")
     return value
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def boolean(value: object) -> bool:

@@ -33,7 +33,6 @@ def message(raw: object, environ_args: dict[str, str] | None = None) -> str:
 def test_a_name_is_all_that_is_needed() -> None:
     parsed = config.parse({"cniVersion": "1.0.0", "name": "lan"}, {})
     assert parsed == NetConf(
-        cni_version="1.0.0",
         name="lan",
         raw={"cniVersion": "1.0.0", "name": "lan"},
         data_dir="/var/lib/cni/shimlan",

@@ -16,7 +16,7 @@ V4, V6 = ip_address("192.0.2.100"), ip_address("2001:db8::100")
 
 
 def conf(**changes: Any) -> NetConf:
-    return NetConf("1.0.0", "lan", {}, **changes)
+    return NetConf("lan", {}, **changes)
 
 
 def test_a_mac_that_was_given_wins_over_every_policy() -> None:
