@@ -194,7 +194,7 @@ def collect(node: Node, call: Call, conf: NetConf) -> None:
         valid = {Key(conf.name, container_id, ifname) for container_id, ifname in conf.valid_attachments}
         for key in _known(node, conf):
             if key not in valid:
-                node.log.info(f"collecting {key.container_id} {key.ifname}")
+                node.log.info(f"collecting {key}")
                 errors += _attempt(teardown.take_back_locked, node, key, conf.ipam)
     if conf.delegate:
         errors += _attempt(delegate.forward, delegate.delegation(conf.delegate, conf.raw, call), "GC", call)
