@@ -60,9 +60,21 @@ def _setns(fd: int) -> None:
     if hasattr(os, "setns"):  # Python 3.12
         os.setns(fd, CLONE_NEWNET)
         return
-    import ctypes  # 3 ms, for Python 3.11 only
+    _setns_of_libc(fd)
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(fd, CLONE_NEWNET):
-        code = ctypes.get_errno()
+
+def _setns_of_libc(fd: int) -> None:
+    """setns(2) for Python 3.11. The package around `_ctypes` defines dozens of types that nobody here needs: 2 ms."""
+    import _ctypes
+
+    class Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
+        _type_ = "i"
+
+    class Function(_ctypes.CFuncPtr):
+        _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+        _restype_ = Int
+
+    libc = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # the process itself, as dlopen(3) has it
+    if Function(_ctypes.dlsym(libc, "setns"))(fd, CLONE_NEWNET):
+        code = _ctypes.get_errno()
         raise OSError(code, os.strerror(code))

@@ -6,7 +6,6 @@ stdout; tracebacks go to the log.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 
@@ -63,7 +62,6 @@ def main(
 
 def run(main: Main = main) -> None:
     """The console entry: serve the call of this process and leave without the interpreter's own clean-up (2 ms)."""
-    gc.disable()
     stdin, stdout, stderr = _standard_streams()
     try:
         status = main(os.environ, stdin, stdout, stderr)
