@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from cni import delegate, kernel, leasing, mac, shim, teardown
+from cni import delegate, kernel, shim, teardown
 from cni.attachment import Key, View, check_parent, plan, report
 from cni.diff import SetSysctl, diff
 from cni.errors import CniError, Differs, InvalidConfig, NotAvailable, TryAgainLater, summary
 from cni.frozen import frozen, replace
 from cni.protocol import Result, merge, parse_result
-from ipam import service
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,6 +61,8 @@ def _clear_remains(node: Node, key: Key) -> None:
 
 
 def _add_leased(node: Node, request: Request, undo: ExitStack) -> tuple[Attachment, Result]:
+    from cni import leasing, mac  # here and below: what DEL can do without
+
     ipam = leasing.lease(node, request, request.conf.ipam, undo) if request.conf.ipam else Result()
     address = mac.choose(request.conf, request.key, [ip.address for ip in ipam.ips])
     attachment = _recorded(node, request, _planned(request, address, ipam), undo)
@@ -72,6 +73,8 @@ def _add_leased(node: Node, request: Request, undo: ExitStack) -> tuple[Attachme
 
 def _add_delegated(node: Node, request: Request, undo: ExitStack) -> tuple[Attachment, Result]:
     """A delegate may want to use the link (dhcp): it finds it there, and the addresses follow."""
+    from cni import mac
+
     conf, call, namespace = request.conf, request.call, request.pod.namespace
     delegation = delegate.delegation(conf.delegate, conf.raw, call)
     delegate.require(delegation)  # what cannot be added could not be undone either
@@ -155,6 +158,8 @@ def differences(node: Node, attachment: Attachment, pod: Pod) -> Iterator[str]:
                 yield f"host: {change}"
     if attachment.source_nat and not shim.source_nat_in_place(node):
         yield "host: nft table inet shimlan lacks the source NAT of shim.routes"
+    from cni import leasing
+
     yield from leasing.differences(node, attachment)
 
 
@@ -178,6 +183,8 @@ def status(node: Node, call: Call, conf: NetConf) -> None:
         if not conf.link_in_container:
             check_parent(conf, kernel.find_parent(conf, node.host))
         if conf.ipam and conf.status_reports_exhaustion:
+            from ipam import service
+
             service.check_room(node.leases(conf.ipam.data_dir), conf.ipam)
     except TryAgainLater:  # a store that is busy now, in a burst, is no reason to call the node unfit
         raise

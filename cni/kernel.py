@@ -14,10 +14,9 @@ from contextlib import closing
 from cni import deletion, netns, rtnetlink
 from cni.attachment import MAIN_TABLE, SHIM_ALIAS, Facts, View, shim_name, wants_shim
 from cni.diff import AddLink, SetRoute, SetSysctl
-from cni.errors import InvalidConfig, KernelRefused, ParentUnusable
+from cni.errors import CniError, InvalidConfig, KernelRefused, ParentUnusable
 from cni.frozen import replace
 from cni.netlink import NetlinkError, Socket
-from cni.refusals import explained
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -204,7 +203,7 @@ class Namespace:
         if error is None:
             return
         if error.errno != errno.EEXIST or parents is self:
-            raise explained(change, error)
+            raise _explained(change, error)
         if self.link(name) is not None:
             raise KernelRefused(f"{name} already exists in the container's namespace: choose another CNI_IFNAME")
         temporary = f"sl{os.urandom(5).hex()}"
@@ -212,7 +211,7 @@ class Namespace:
         if error is None:
             (error,) = self._request([rtnetlink.rename_link(self._index(temporary), name)])
         if error is not None:
-            raise explained(change, error)
+            raise _explained(change, error)
 
     def _try_create(self, link: Link, name: str, parents: Namespace) -> NetlinkError | None:
         message = rtnetlink.new_link(link, name, None if parents is self else self.fd)
@@ -249,7 +248,7 @@ class Namespace:
             error = answers[failed]
             assert error is not None
             if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
-                raise explained(changes[start], error)
+                raise _explained(changes[start], error)
             time.sleep(MAC_RETRY_PAUSE)
 
     def remove_host_entries(self, view: View) -> None:
@@ -266,6 +265,12 @@ class Namespace:
         """Delete a link; returns when it is gone. Raises KernelRefused."""
         with closing(self._open_socket(rtnetlink.RTMGRP_LINK)) as watch, closing(self._open_socket()) as sender:
             deletion.delete_link(watch, sender, index)
+
+
+def _explained(change: Change, error: NetlinkError) -> CniError:
+    from cni.refusals import explained  # as a rule nothing is refused
+
+    return explained(change, error)
 
 
 def _link_name(change: Change) -> str:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing, suppress
 
-from cni import nftables
-from cni.attachment import SHIM_ALIAS, View
+from cni.attachment import PROTO_SHIMLAN, SHIM_ALIAS, View
 from cni.diff import SetLink, diff
 from cni.errors import KernelRefused
 from cni.frozen import replace
@@ -63,6 +62,8 @@ def retire(node: Node, attachment: Attachment) -> None:
 
 
 def _retire_source_nat(node: Node, key: Key) -> None:
+    from cni import nftables  # here and below: only for networks with shim.routes
+
     try:
         socket = nftables.connect()
     except KernelRefused:  # a kernel without nftables has no table to look after
@@ -85,7 +86,7 @@ def _remove(node: Node, shim: Link) -> None:
     if present is None or not (is_shim(present) or _is_half_made(present, shim)):
         return
     # Routes that are still there are of pods that another dataDir knows, or none any more.
-    if not node.host.routes(present.index):
+    if not any(route.protocol == PROTO_SHIMLAN for route in node.host.routes(present.index)):
         node.log.debug(f"ip link del {shim.name}")
         node.host.delete_link(present.index)
 
@@ -126,6 +127,8 @@ def sync_source_nat(node: Node) -> None:
 
     Called only for attachments that need it or did, so that a kernel without nftables serves all others.
     """
+    from cni import nftables
+
     with nftables.connect() as socket:
         if nftables.in_place(socket, _source_nat(node)):
             return
@@ -135,6 +138,8 @@ def sync_source_nat(node: Node) -> None:
 
 def source_nat_in_place(node: Node) -> bool:
     """Whether the nftables table holds what the recorded attachments need."""
+    from cni import nftables
+
     with nftables.connect() as socket:
         return nftables.in_place(socket, _source_nat(node))
 
