@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipam.config
 from cni.frozen import frozen, replace
-from cni.section import Section, open_sources, refuse
+from cni.section import Section, checked, open_sources
 from cni.values import (
     Unfit,
     absolute_path,
@@ -108,10 +108,7 @@ def parse(raw: object, environ_args: Mapping[str, str]) -> NetConf:
     `raw` is the decoded standard input, whatever it may be; `environ_args` the parsed CNI_ARGS. Whether we speak its
     cniVersion is not looked at.
     """
-    sources = open_sources(raw, environ_args)
-    conf = _netconf(sources)
-    refuse(sources.problems)
-    return conf
+    return checked(open_sources(raw, environ_args), _netconf)
 
 
 def parse_for_delete(raw: object, environ_args: Mapping[str, str]) -> NetConf:
@@ -119,10 +116,7 @@ def parse_for_delete(raw: object, environ_args: Mapping[str, str]) -> NetConf:
 
     DEL has to work with a configuration that was changed, for the worse, since ADD.
     """
-    sources = open_sources(raw, environ_args)
-    conf = _netconf(sources)
-    refuse(problem for problem in sources.problems if problem.path in ESSENTIAL)
-    return conf
+    return checked(open_sources(raw, environ_args), _netconf, essential=ESSENTIAL)
 
 
 def check(raw: object) -> list[Problem]:

@@ -12,7 +12,7 @@ from cni.values import Unfit, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
     from typing import Any, TypeVar
 
     T = TypeVar("T")
@@ -143,3 +143,10 @@ def open_sources(raw: object, environ_args: Mapping[str, str]) -> Sources:
         cni_args=conf.section("args").section("cni"),
         environ=Section(environ_args, ("CNI_ARGS",), problems),
     )
+
+
+def checked(sources: Sources, read: Callable[[Sources], T], essential: Container[Path] | None = None) -> T:
+    """What `read` makes of the sources; raises InvalidConfig for its problems, or for those at `essential` paths."""
+    value = read(sources)
+    refuse(problem for problem in sources.problems if essential is None or problem.path in essential)
+    return value

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from cni.frozen import frozen
 from cni.protocol import RouteConfig
-from cni.section import Problem, open_sources, path_text, refuse
+from cni.section import Problem, checked, open_sources, path_text
 from cni.values import (
     absolute_path,
     address,
@@ -94,18 +94,12 @@ def parse(raw: object, environ_args: Mapping[str, str]) -> IpamConf:
     `raw` is the decoded standard input, `environ_args` the parsed CNI_ARGS. Of the rest of the configuration only
     name, runtimeConfig and args matter.
     """
-    sources = open_sources(raw, environ_args)
-    conf = _standalone(sources)
-    refuse(sources.problems)
-    return conf
+    return checked(open_sources(raw, environ_args), _standalone)
 
 
 def parse_for_delete(raw: object, environ_args: Mapping[str, str]) -> IpamConf:
     """Like `parse`, but fails only without a usable name and dataDir; what else is wrong is left at its default."""
-    sources = open_sources(raw, environ_args)
-    conf = _standalone(sources)
-    refuse(problem for problem in sources.problems if problem.path in ESSENTIAL)
-    return conf
+    return checked(open_sources(raw, environ_args), _standalone, essential=ESSENTIAL)
 
 
 def check(raw: object) -> list[Problem]:
