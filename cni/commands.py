@@ -10,13 +10,13 @@ from contextlib import ExitStack
 from cni import delegate, kernel, shim, teardown
 from cni.attachment import Key, View, check_parent, plan, report
 from cni.diff import SetSysctl, diff
-from cni.errors import CniError, Differs, InvalidConfig, NotAvailable, TryAgainLater, summary
+from cni.errors import CniError, Differs, InvalidConfig, NotAvailable, TryAgainLater, attempt, summary
 from cni.frozen import frozen, replace
 from cni.protocol import Result, merge, parse_result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from cni.attachment import Attachment, Delegation, Facts
     from cni.config import NetConf
@@ -202,9 +202,9 @@ def collect(node: Node, call: Call, conf: NetConf) -> None:
         for key in _known(node, conf):
             if key not in valid:
                 node.log.info(f"collecting {key}")
-                errors += _attempt(teardown.take_back_locked, node, key, conf.ipam)
+                errors += attempt(teardown.take_back_locked, node, key, conf.ipam)
     if conf.delegate:
-        errors += _attempt(delegate.forward, delegate.delegation(conf.delegate, conf.raw, call), "GC", call)
+        errors += attempt(delegate.forward, delegate.delegation(conf.delegate, conf.raw, call), "GC", call)
     if errors:
         raise summary(errors)
 
@@ -216,11 +216,3 @@ def _known(node: Node, conf: NetConf) -> list[Key]:
         leases = node.leases(conf.ipam.data_dir).leases(conf.name)
         keys += [Key(conf.name, held.container_id, held.ifname) for held in leases if held.state == "held"]
     return list(dict.fromkeys(keys))
-
-
-def _attempt(step: Callable[..., None], *arguments: object) -> list[CniError]:
-    try:
-        step(*arguments)
-    except CniError as error:
-        return [error]
-    return []

@@ -6,6 +6,10 @@ machine or a patient reader may want besides.
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class CniError(Exception):
     """An error with a code of the spec (section "Error"), or with one of ours from 100 on."""
@@ -106,6 +110,15 @@ class Internal(CniError):
     """A bug of ours; the traceback is in the log."""
 
     code = 199
+
+
+def attempt(step: Callable[..., object], *arguments: object) -> list[CniError]:
+    """Do a step of something that goes on after an error; returns the error, if there was one."""
+    try:
+        step(*arguments)
+    except CniError as error:
+        return [error]
+    return []
 
 
 def summary(errors: list[CniError]) -> CniError:

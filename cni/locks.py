@@ -52,21 +52,18 @@ class Locks:
         """Creating and removing the shim of one parent."""
         return self._hold(parent_index, f"shim of if{parent_index}")
 
-    @contextmanager
-    def everything(self) -> Iterator[None]:
+    def everything(self) -> _Held:
         """Nobody else holds any of these locks: no command is under way."""
-        with self._opened() as fd:
-            _acquire(fd, 0, "attachments", length=TO_THE_END)
-            yield
+        return self._hold(0, "attachments", length=TO_THE_END)
 
     def source_nat(self) -> _Held:
         """Rewriting the nftables table."""
         return self._hold(SOURCE_NAT, "nftables table")
 
     @contextmanager
-    def _hold(self, byte: int, what: str) -> Iterator[None]:
+    def _hold(self, byte: int, what: str, length: int = 1) -> Iterator[None]:
         with self._opened() as fd:
-            _acquire(fd, byte, what)
+            _acquire(fd, byte, what, length)
             yield
 
     @contextmanager

@@ -26,14 +26,17 @@ def open_netns(path: str) -> int:
 
 def identity(fd: int) -> str:
     """What tells a namespace from others for as long as it lives; the kernel may reuse it afterwards."""
-    status = os.fstat(fd)
+    return identity_of(os.fstat(fd))
+
+
+def identity_of(status: os.stat_result) -> str:
+    """The same from what stat(2) says of a namespace's file."""
     return f"{status.st_dev}:{status.st_ino}"
 
 
 def is_own(fd: int) -> bool:
     """Whether the descriptor is of the namespace that this thread is in."""
-    own = os.stat(OWN)
-    return identity(fd) == f"{own.st_dev}:{own.st_ino}"
+    return identity(fd) == identity_of(os.stat(OWN))
 
 
 @contextmanager

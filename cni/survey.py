@@ -71,7 +71,7 @@ def standing(attachment: Attachment) -> Standing:
         return Standing(GONE, f"{path} does not exist")
     except OSError as error:
         return Standing(UNCLEAR, f"{path}: {error.strerror}")
-    if f"{status.st_dev}:{status.st_ino}" == attachment.netns_id:
+    if netns.identity_of(status) == attachment.netns_id:
         return Standing(PRESENT)
     return Standing(GONE, f"{path} is another namespace by now")
 
@@ -111,8 +111,7 @@ def namespaces() -> dict[str, str]:
     found: dict[str, str] = {}
     for path in (*_mounted(), *_named(), *_of_processes()):
         with suppress(OSError):
-            status = os.stat(path)
-            found.setdefault(f"{status.st_dev}:{status.st_ino}", path)
+            found.setdefault(netns.identity_of(os.stat(path)), path)
     return found
 
 

@@ -8,7 +8,7 @@ can have the address any more, a record is forgotten only when nothing is left t
 from __future__ import annotations
 
 from cni import delegate, shim
-from cni.errors import CniError
+from cni.errors import attempt
 from cni.protocol import Call
 
 TYPE_CHECKING = False
@@ -27,13 +27,11 @@ if TYPE_CHECKING:
 
 def take_back(node: Node, attachment: Attachment) -> None:
     """Remove all that a recorded attachment stands for; tries every step that is safe, then raises the first error."""
-    errors = _attempt(lambda: shim.detach(node, attachment), lambda: _remove_link(node, attachment))
-    if not errors:
-        errors = _attempt(lambda: _release(node, attachment))
-    if not errors:
-        errors = _attempt(lambda: shim.retire(node, attachment))
+    errors = attempt(shim.detach, node, attachment) + attempt(_remove_link, node, attachment)
     if errors:
         raise errors[0]
+    _release(node, attachment)
+    shim.retire(node, attachment)
 
 
 def take_back_locked(node: Node, key: Key, ipam: IpamConf | None = None) -> None:
@@ -91,15 +89,5 @@ def _release(node: Node, attachment: Attachment) -> None:
 
 def quietly(log: Log, step: Callable[[], object]) -> None:
     """A step of undoing a failed ADD: what counts is the failure itself, and DEL or GC finish what remains recorded."""
-    for error in _attempt(step):
+    for error in attempt(step):
         log.error(f"undoing a failed ADD: {error.msg}; DEL or `shimlanctl gc` will finish it")
-
-
-def _attempt(*steps: Callable[[], object]) -> list[CniError]:
-    errors = []
-    for step in steps:
-        try:
-            step()
-        except CniError as error:
-            errors.append(error)
-    return errors

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import cni.plugin
 from cni import __version__, protocol
-from cni.errors import CniError, Differs, NotAvailable, TryAgainLater, summary
+from cni.errors import CniError, Differs, NotAvailable, TryAgainLater, attempt, summary
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,11 +102,8 @@ def _collect(leases: LeaseStore, _call: Call, conf: IpamConf, main_conf: NetConf
     if main_conf.valid_attachments is None:
         return
     held = {(lease.container_id, lease.ifname) for lease in leases.leases(conf.network) if lease.state == "held"}
-    errors = []
+    errors: list[CniError] = []
     for container_id, ifname in sorted(held - set(main_conf.valid_attachments)):
-        try:
-            leases.release(conf.network, container_id, ifname, conf.cooldown_seconds)
-        except CniError as error:
-            errors.append(error)
+        errors += attempt(leases.release, conf.network, container_id, ifname, conf.cooldown_seconds)
     if errors:
         raise summary(errors)

@@ -19,16 +19,6 @@ from tests.unit.leases import Clock, a_conf, a_range, a_store, ips, reserved
 COOLDOWN = 60.0
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> LeaseStore:
-    return a_store(tmp_path, clock)
-
-
 def last(addresses: list[str]) -> int:
     """The last number of a single IPv4 address."""
     (address,) = addresses

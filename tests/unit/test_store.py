@@ -24,16 +24,6 @@ WIDE = a_conf((a_range("10.0.0.0/16"),))
 DUAL = a_conf((a_range("10.0.0.0/24"),), (a_range("fd00::/64"),))
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> LeaseStore:
-    return a_store(tmp_path, clock)
-
-
 class TestManyProcesses:
     def test_100_that_allocate_at_once_get_100_addresses(self, tmp_path: Path) -> None:
         def work(number: int) -> str:
