@@ -6,9 +6,12 @@ import re
 import statistics
 from collections import defaultdict
 
+from bench.contenders import Contender
 from bench.plugin import Plugin
 from bench.process import Call, run
+from bench.samples import IN_PROCESS
 from bench.stage import Stage
+from cni import netns
 
 TOP = 20
 LINE = re.compile(r"import time:\s+(\d+) \|\s+(\d+) \| +(\S+)")
@@ -22,14 +25,14 @@ def own_times(report: str) -> dict[str, int]:
 def profile(stage: Stage, plugin: Plugin) -> list[tuple[str, float]]:
     """(module, microseconds) of all modules that an ADD imports, the slowest first."""
     (pod,) = stage.pods(1)
-    network = stage.ours()
+    words = (*plugin.interpreter, "-X", "importtime", plugin.path)
     times: dict[str, list[int]] = defaultdict(list)
-    for number in range(stage.rounds):
-        add, delete = (network.call(verb, pod, f"imports{number}") for verb in ("ADD", "DEL"))
-        words = (*plugin.interpreter, "-X", "importtime", plugin.path)
-        for name, own in own_times(run(Call(words, add.env, add.stdin)).stderr.decode()).items():
-            times[name].append(own)
-        run(delete)
+    with stage.network(Contender(IN_PROCESS, plugin.path)) as network, netns.entered(network.host):
+        for number in range(stage.rounds):
+            add, delete = (network.call(verb, pod, f"imports{number}") for verb in ("ADD", "DEL"))
+            for name, own in own_times(run(Call(words, add.env, add.stdin)).stderr.decode()).items():
+                times[name].append(own)
+            run(delete)
     medians = ((name, statistics.median(taken)) for name, taken in times.items())
     return sorted(medians, key=lambda pair: -pair[1])
 

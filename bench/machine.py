@@ -6,17 +6,24 @@ import os
 import platform
 import shutil
 import subprocess
+from datetime import date
 
 from bench.plugin import Plugin
 
 REFERENCE_PACKAGE = "containernetworking-plugins"
 
 
-def describe(plugin: Plugin, peer: str) -> dict[str, str]:
-    """What a reader has to know to compare with other figures; `peer` is the directory of the reference plugins."""
+def describe(plugin: Plugin, client: str, peer: str) -> dict[str, str]:
+    """What a reader has to know to compare with other figures.
+
+    `client` is the path of the native client, `peer` the directory of the reference plugins; "" for what is absent.
+    """
     return {
-        "shimlan": f"{plugin.version} on Python {plugin.python}",
+        "date": date.today().isoformat(),
+        "shimlan": f"{plugin.version} on Python {plugin.python} with SQLite {plugin.sqlite}",
+        "client": f"{os.path.getsize(client):,} bytes" if client else "absent",
         "reference plugins": _reference_version(peer) if peer else "absent",
+        "iperf3": _iperf3_version() if shutil.which("iperf3") else "absent",
         "kernel": platform.release(),
         "machine": f"{os.cpu_count()} x {_processor()} ({platform.machine()})",
     }
@@ -31,6 +38,11 @@ def _reference_version(directory: str) -> str:
             return f"{REFERENCE_PACKAGE} {found} of Debian"
     told = subprocess.run([f"{directory}/macvlan"], env={}, capture_output=True, text=True, check=False).stderr
     return told.partition("\n")[0].strip() or "unknown version"
+
+
+def _iperf3_version() -> str:
+    """The second word of what it tells: `iperf 3.12 (cJSON 1.7.15)`."""
+    return subprocess.run(["iperf3", "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
 
 
 def _processor() -> str:

@@ -14,10 +14,11 @@ from cni.frozen import frozen
 PACKAGES = ("cni", "ipam")
 
 QUESTION = f"""
-import importlib.util, json, platform, sys
+import importlib.util, json, platform, sqlite3, sys
 origins = [importlib.util.find_spec(name).origin for name in {PACKAGES}]
 import cni
-print(json.dumps([cni.__version__, platform.python_version(), sys.implementation.cache_tag, origins]))
+versions = [cni.__version__, platform.python_version(), sqlite3.sqlite_version]
+print(json.dumps([*versions, sys.implementation.cache_tag, origins]))
 """
 
 
@@ -29,6 +30,7 @@ class Plugin:
     interpreter: tuple[str, ...]
     version: str
     python: str
+    sqlite: str
     cache_tag: str
     packages: tuple[str, ...]
 
@@ -52,8 +54,8 @@ def inspect(path: str) -> Plugin:
     asked = subprocess.run(
         [*interpreter, "-P", "-B", "-c", QUESTION], env={"PATH": os.defpath}, capture_output=True, text=True, check=True
     )
-    version, python, cache_tag, origins = json.loads(asked.stdout)
-    return Plugin(path, interpreter, version, python, cache_tag, tuple(map(os.path.dirname, origins)))
+    version, python, sqlite, cache_tag, origins = json.loads(asked.stdout)
+    return Plugin(path, interpreter, version, python, sqlite, cache_tag, tuple(map(os.path.dirname, origins)))
 
 
 def _is_compiled(source: Path, cache_tag: str) -> bool:

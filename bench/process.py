@@ -19,6 +19,7 @@ from cni.frozen import frozen
 Json = dict[str, Any]
 
 READ_BYTES = 1 << 16
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # of programs that are started
 
 
 class Failed(Exception):

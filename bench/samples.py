@@ -1,51 +1,76 @@
-"""Rows of the benchmark's table: what the measured times come to, and whether that is within the project's limits.
+"""Rows of the benchmark's tables: what the measured values come to, and whether that is within the project's limits.
 
-Pure; how times are taken is the business of `bench.process`, how rows look that of `bench.report`.
+Pure; how values are taken is the business of `bench.process` and its users, how rows look that of `bench.report`.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cni.frozen import frozen
 
-PEER = "reference plugins"
+# The contenders.
+AGENT, IN_PROCESS, PEER = "client + agent", "in-process", "reference plugins"
+# Who else is measured.
+DATA_PATH, HARNESS = "macvlan + shim", "processes that do nothing"
+
+Series = Mapping[str, Sequence[float]]  # values of each contender
+
+
+@frozen
+class Limit:
+    """What the project allows itself at most and what it would like, as ratios; 0 for none."""
+
+    most: float
+    aim: float = 0.0
+
+
+Limits = Mapping[str, Limit]  # of contenders
+NO_LIMIT = Limit(0)
 
 
 @frozen
 class Row:
-    """One comparison. Times are in milliseconds; `other` is None when there was nothing to compare with.
+    """One comparison. `who` was measured, `other` is None when there was nothing to compare with.
 
-    `key` is what `--only` calls it, `against` says what the other is, `limit` and `aim` are ratios, 0 for none.
+    `key` is what `--only` calls it, `against` says what the other is, `unit` is that of both values. `short` is what
+    a plot calls it, "" when it is in none.
     """
 
+    who: str
     key: str
     what: str
     ours: float
     other: float | None = None
     against: str = ""
-    limit: float = 0.0
-    aim: float = 0.0
+    limit: Limit = NO_LIMIT
+    unit: str = "ms"
+    short: str = ""
 
     @property
     def ratio(self) -> float | None:
-        """How many times as long as the other it takes."""
-        return self.ours / self.other if self.other else None
+        """How many times the other it is."""
+        if self.other is None:
+            return None
+        if self.other == 0:
+            return math.inf if self.ours else 1.0
+        return self.ours / self.other
 
     @property
     def over(self) -> bool:
         """Whether a limit is missed."""
-        return bool(self.limit and self.ratio is not None and self.ratio > self.limit)
+        return bool(self.limit.most and self.ratio is not None and self.ratio > self.limit.most)
 
     @property
     def verdict(self) -> str:
         """The limit in a word: "" without any, else how the ratio stands to it."""
-        if not self.limit or self.ratio is None:
+        if not self.limit.most or self.ratio is None:
             return ""
         if self.over:
             return "**over**"
-        return "ok, aim met" if self.ratio <= self.aim else "ok"
+        return "ok, aim met" if self.ratio <= self.limit.aim else "ok"
 
 
 def median_ms(seconds: Sequence[float]) -> float:
@@ -53,27 +78,28 @@ def median_ms(seconds: Sequence[float]) -> float:
     return statistics.median(seconds) * 1000
 
 
-def percentile_ms(seconds: Sequence[float], percent: float) -> float:
-    """The smallest time that at least `percent` of all do not exceed (nearest rank), in milliseconds."""
-    if not seconds:
-        raise ValueError("no times")
-    rank = -(-len(seconds) * percent // 100)  # rounded up
-    return sorted(seconds)[max(0, int(rank) - 1)] * 1000
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest value that at least `percent` of all do not exceed (nearest rank). Raises ValueError."""
+    if not values:
+        raise ValueError("no values")
+    rank = -(-len(values) * percent // 100)  # rounded up
+    return sorted(values)[max(0, int(rank) - 1)]
 
 
-def compared(
-    key: str, what: str, ours: Sequence[float], peer: Sequence[float], limit: float = 0, aim: float = 0
-) -> Row:
-    """The row of two series of times, in seconds; `peer` is empty when there is none."""
-    return Row(
-        key=key,
-        what=what,
-        ours=median_ms(ours),
-        other=median_ms(peer) if peer else None,
-        against=PEER if peer else "",
-        limit=limit,
-        aim=aim,
-    )
+def compared(key: str, what: str, series: Series, limits: Limits | None = None, short: str = "") -> list[Row]:
+    """A row for each contender but the reference plugins, against these if they were measured, too.
+
+    The values are medians; `series` are times in seconds.
+    """
+    medians = {who: median_ms(times) for who, times in series.items()}
+    other = medians.get(PEER)
+    against = "" if other is None else PEER
+    limits = limits or {}
+    return [
+        Row(who, key, what, ours, other, against, limits.get(who, NO_LIMIT), short=short)
+        for who, ours in medians.items()
+        if who != PEER
+    ]
 
 
 def missed(rows: Sequence[Row]) -> list[Row]:

@@ -1,8 +1,7 @@
 """The wanted state of one attachment, and the plan that leads from configuration, lease and facts to it.
 
 Pure: values in, values out. The same types describe what is wanted and what was observed, so that CHECK is a
-comparison (`cni.diff`) and DEL is "want nothing". The recipe behind `plan_host` and the routes of the pod is the one of
-docs/host-shim.md.
+comparison (`cni.diff`) and DEL is "want nothing". The recipe behind `plan_crossing` is the one of docs/host-shim.md.
 """
 
 from __future__ import annotations
@@ -10,13 +9,14 @@ from __future__ import annotations
 from ipaddress import ip_network
 
 from cni.errors import InvalidConfig, ParentUnusable
-from cni.frozen import frozen
+from cni.frozen import frozen, replace
 from cni.protocol import Interface, IpConfig, Result, RouteConfig
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+    from typing import Any
 
     from cni.config import NetConf
 
@@ -166,6 +166,16 @@ class Leasing:
 
 
 @frozen
+class Reach:
+    """Which addresses of the host a pod shall reach, and what through them: what the host's end is planned from."""
+
+    automatic: bool  # all of the parent, and for a family that it lacks the first one where the default route leads
+    by_hand: tuple[Address, ...] = ()
+    routes: tuple[Network, ...] = ()
+    snat: bool = True
+
+
+@frozen
 class Attachment:
     """One interface of one container as it shall be: the pod's end, the host's end."""
 
@@ -182,11 +192,17 @@ class Attachment:
     leasing: Leasing | None = None
     delegate: Delegation | None = None
     rebuilt: bool = False  # from the kernel, after the store was lost: who gave the addresses is not known
+    reach: Reach | None = None  # None: there is no shim, or what its entries were planned from is not known
 
     @property
     def ips(self) -> tuple[Address, ...]:
         """The pod's addresses."""
         return tuple(address.ip for address in self.sandbox.addresses)
+
+    @property
+    def mac(self) -> str:
+        """The MAC of the pod's link."""
+        return self.sandbox.link.mac if self.sandbox.link else ""
 
 
 @frozen
@@ -270,11 +286,10 @@ def plan(
     """
     parent = facts.parent
     link = plan_link(key, conf, parent, mac)
-    host_addresses = facts.host_addresses if wants_shim(conf, parent) and ipam.ips else ()
     pods = tuple(InterfaceAddress(ip.address, ip.prefixlen) for ip in ipam.ips)
-    reached = _of_families(host_addresses, pods)
-    shim_routes = _shim_routes(conf, parent, reached, pods)
+    reach = _reach(conf, facts, pods) if pods and wants_shim(conf, parent) else None
     shim = shim_link(parent, facts.shim_mac or shim_mac(parent))
+    crossing = plan_crossing(shim, reach, facts.host_addresses, pods, link.mac) if reach else Crossing()
     return Attachment(
         key=key,
         pod=conf.pod,
@@ -285,36 +300,128 @@ def plan(
         sandbox=View(
             link=link,
             addresses=pods,
-            routes=_pod_routes(ipam, pods, reached, shim_routes),
-            neighbours=tuple(Neighbour(host.ip, shim.mac) for host in reached),
+            routes=_pod_routes(crossing, _asked_routes(ipam)),
+            neighbours=crossing.hosts,
             sysctls=_pod_sysctls(conf, pods),
         ),
-        host=plan_host(shim, reached, pods, link.mac),
-        source_nat=_source_nat(conf, parent, reached, shim_routes),
+        host=_host_end(shim, crossing),
+        source_nat=crossing.source_nat,
         parent_in_pod=conf.link_in_container,
         leasing=Leasing(conf.ipam.data_dir, conf.ipam.cooldown_seconds) if conf.ipam else None,
         delegate=delegate,
+        reach=reach,
     )
 
 
-def plan_host(shim: Link, reached: Sequence[InterfaceAddress], pods: Sequence[InterfaceAddress], pod_mac: str) -> View:
-    """The host's end: the shim, and for each address of the pod a neighbour and a route with the host's source."""
-    if not reached:
-        return View()
-    return View(
-        link=shim,
-        routes=tuple(
-            Route(
-                dst=_single(pod.ip),
-                src=source_for(pod, reached),
-                scope=SCOPE_LINK if pod.ip.version == 4 else SCOPE_UNIVERSE,
-                protocol=PROTO_SHIMLAN,
-            )
-            for pod in _of_families(pods, reached)
+def replan(attachment: Attachment, facts: Facts) -> Attachment:
+    """The attachment as the facts of today ask for it: its parent, the shim, the host's addresses may be others by now.
+
+    What configuration and IPAM gave stays. In a family in which the host has no address at the moment everything stays
+    as it was planned, and so do addresses named by hand that the host lacks: they may come back. Without a `reach` all
+    of it stays, behind the shim of today.
+    """
+    parent, sandbox, reach = facts.parent, attachment.sandbox, attachment.reach
+    assert sandbox.link is not None
+    mac = parent.mac if sandbox.link.mode == "passthru" else sandbox.link.mac
+    shim = shim_link(parent, facts.shim_mac or shim_mac(parent))
+    fresh = plan_crossing(shim, reach, facts.host_addresses, sandbox.addresses, mac) if reach else Crossing()
+    crossing = _completed(fresh, _recorded_crossing(attachment, shim))
+    link = replace(sandbox.link, mac=mac, parent=parent.name, parent_index=parent.index, lower_index=parent.lower_index)
+    asked = tuple(route for route in sandbox.routes if route.protocol != PROTO_SHIMLAN)
+    return replace(
+        attachment,
+        parent=parent.name,
+        parent_index=parent.index,
+        sandbox=replace(sandbox, link=link, routes=_pod_routes(crossing, asked), neighbours=crossing.hosts),
+        host=_host_end(shim, crossing),
+        source_nat=crossing.source_nat,
+    )
+
+
+@frozen
+class Crossing:
+    """All that leads from a pod to its host and back, through the shim; IPv4 before IPv6."""
+
+    to_host: tuple[Route, ...] = ()  # in the pod
+    via_host: tuple[Route, ...] = ()
+    hosts: tuple[Neighbour, ...] = ()
+    to_pod: tuple[Route, ...] = ()  # on the host
+    pods: tuple[Neighbour, ...] = ()
+    source_nat: tuple[SourceNat, ...] = ()
+
+
+def plan_crossing(
+    shim: Link,
+    reach: Reach,
+    host_addresses: Sequence[InterfaceAddress],
+    pod_addresses: Sequence[InterfaceAddress],
+    pod_mac: str,
+) -> Crossing:
+    """The crossing, in the families in which both the pod and the host have an address."""
+    reached = sorted(_of_families(host_addresses, pod_addresses), key=_family)
+    pods = sorted(_of_families(pod_addresses, reached), key=_family)
+    there = {host.ip.version for host in reached}
+    named = [ip for ip in reach.by_hand if ip.version in there]
+    ips = sorted([host.ip for host in reached if host.ip not in named] + named, key=_family)
+    services = sorted((route for route in reach.routes if route.version in there), key=_family)
+    translated = sorted({route.version for route in services}) if reach.snat else ()
+    return Crossing(
+        to_host=tuple(_on_link(ip) for ip in ips),
+        via_host=tuple(Route(route, _gateway_for(route, pods, reached), protocol=PROTO_SHIMLAN) for route in services),
+        hosts=tuple(Neighbour(ip, shim.mac) for ip in ips),
+        to_pod=tuple(_on_link(pod.ip, source_for(pod, reached)) for pod in pods),
+        pods=tuple(Neighbour(pod.ip, pod_mac) for pod in pods),
+        source_nat=tuple(
+            SourceNat(shim.name, next(host.ip for host in reached if host.ip.version == family))
+            for family in translated
         ),
-        neighbours=tuple(Neighbour(pod.ip, pod_mac) for pod in _of_families(pods, reached)),
-        sysctls=SHIM_SYSCTLS,
     )
+
+
+def _recorded_crossing(attachment: Attachment, shim: Link) -> Crossing:
+    """The crossing that was planned before, behind the shim of today."""
+    sandbox, host = attachment.sandbox, attachment.host
+    ours = [route for route in sandbox.routes if route.protocol == PROTO_SHIMLAN]
+    return Crossing(
+        to_host=tuple(route for route in ours if not route.via),
+        via_host=tuple(route for route in ours if route.via),
+        hosts=tuple(replace(entry, mac=shim.mac) for entry in sandbox.neighbours),
+        to_pod=host.routes,
+        pods=host.neighbours,
+        source_nat=tuple(replace(rule, shim=shim.name) for rule in attachment.source_nat),
+    )
+
+
+def _completed(fresh: Crossing, before: Crossing) -> Crossing:
+    """A crossing with the families that it lacks as they were before."""
+    there = {_family(route) for route in fresh.to_pod}
+
+    def merged(name: str) -> tuple[Any, ...]:
+        kept = (item for item in getattr(before, name) if _family(item) not in there)
+        return tuple(sorted((*getattr(fresh, name), *kept), key=_family))
+
+    return Crossing(**{name: merged(name) for name in Crossing.__match_args__})
+
+
+def _host_end(shim: Link, crossing: Crossing) -> View:
+    if not crossing.to_pod and not crossing.pods:
+        return View()
+    return View(link=shim, routes=crossing.to_pod, neighbours=crossing.pods, sysctls=SHIM_SYSCTLS)
+
+
+def _on_link(ip: Address, source: Address | None = None) -> Route:
+    scope = SCOPE_LINK if ip.version == 4 else SCOPE_UNIVERSE
+    return Route(dst=ip_network(ip), src=source, scope=scope, protocol=PROTO_SHIMLAN)
+
+
+def _family(item: Any) -> int:
+    """The IP version of an address, or of what is about one."""
+    match item:
+        case Route(dst):
+            return int(dst.version)
+        case InterfaceAddress(ip) | Neighbour(ip) | SourceNat(_, ip):
+            return int(ip.version)
+    return int(item.version)
 
 
 # A shim must neither answer nor ask, nor get an address by itself: everything it needs is told to it. rp_filter=1
@@ -360,42 +467,25 @@ def _of_families(
     return tuple(address for address in addresses if address.ip.version in families)
 
 
-def _shim_routes(
-    conf: NetConf, parent: Parent, reached: Sequence[InterfaceAddress], pods: Sequence[InterfaceAddress]
-) -> tuple[Network, ...]:
-    if not wants_shim(conf, parent):
-        return ()
-    families, available = {pod.ip.version for pod in pods}, {host.ip.version for host in reached}
-    wanted = tuple(route for route in conf.shim.routes if route.version in families)
-    for route in wanted:
-        if route.version not in available:
+def _reach(conf: NetConf, facts: Facts, pods: Sequence[InterfaceAddress]) -> Reach:
+    shim, available = conf.shim, {host.ip.version for host in facts.host_addresses}
+    for route in shim.routes:
+        if route.version not in available and any(pod.ip.version == route.version for pod in pods):
             raise InvalidConfig(
-                f"shim.routes: {route} needs an IPv{route.version} address of the host, and {parent.name} has none: "
-                "name one in shim.hostAddresses"
+                f"shim.routes: {route} needs an IPv{route.version} address of the host, and {facts.parent.name} has "
+                "none: name one in shim.hostAddresses"
             )
-    return wanted
+    return Reach(shim.auto_addresses, shim.host_addresses, shim.routes, shim.snat)
 
 
-def _pod_routes(
-    ipam: Result,
-    pods: Sequence[InterfaceAddress],
-    reached: Sequence[InterfaceAddress],
-    shim_routes: Sequence[Network],
-) -> tuple[Route, ...]:
+def _pod_routes(crossing: Crossing, asked: tuple[Route, ...]) -> tuple[Route, ...]:
     """The pod's routes: the host's addresses on-link first, as gateways of the others may be among them."""
-    to_host = tuple(
-        Route(
-            dst=_single(host.ip),
-            scope=SCOPE_LINK if host.ip.version == 4 else SCOPE_UNIVERSE,
-            protocol=PROTO_SHIMLAN,
-        )
-        for host in reached
-    )
-    via_host = tuple(
-        Route(dst=route, via=_gateway_for(route, pods, reached), protocol=PROTO_SHIMLAN) for route in shim_routes
-    )
+    return crossing.to_host + asked + crossing.via_host
+
+
+def _asked_routes(ipam: Result) -> tuple[Route, ...]:
     gateways: dict[int, Address] = {ip.address.version: ip.gateway for ip in reversed(ipam.ips) if ip.gateway}
-    return to_host + tuple(_asked_route(route, gateways) for route in ipam.routes) + via_host
+    return tuple(_asked_route(route, gateways) for route in ipam.routes)
 
 
 def _gateway_for(route: Network, pods: Sequence[InterfaceAddress], reached: Sequence[InterfaceAddress]) -> Address:
@@ -427,22 +517,6 @@ def _pod_sysctls(conf: NetConf, pods: Sequence[InterfaceAddress]) -> tuple[tuple
     # The kernel announces by itself when the link comes up: nothing to send, no packet socket to close (12 ms of RCU).
     notify = {4: ("ipv4/arp_notify", "1"), 6: ("ipv6/ndisc_notify", "1")}
     return enable + tuple(notify[family] for family in sorted(families))
-
-
-def _source_nat(
-    conf: NetConf, parent: Parent, reached: Sequence[InterfaceAddress], shim_routes: Sequence[Network]
-) -> tuple[SourceNat, ...]:
-    if not conf.shim.snat:
-        return ()
-    families = sorted({route.version for route in shim_routes})
-    return tuple(
-        SourceNat(shim_name(parent.index), next(host.ip for host in reached if host.ip.version == family))
-        for family in families
-    )
-
-
-def _single(ip: Address) -> Network:
-    return ip_network(ip)
 
 
 def report(attachment: Attachment, ipam: Result, dns: dict[str, object] | None = None) -> Result:

@@ -5,7 +5,7 @@ They know the order of things and nothing of how these are done. VERSION needs n
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 from cni import delegate, kernel, shim, teardown
 from cni.attachment import Key, View, check_parent, plan, report
@@ -63,9 +63,12 @@ def _clear_remains(node: Node, key: Key) -> None:
 def _add_leased(node: Node, request: Request, undo: ExitStack) -> tuple[Attachment, Result]:
     from cni import leasing, mac  # here and below: what DEL can do without
 
-    ipam = leasing.lease(node, request, request.conf.ipam, undo) if request.conf.ipam else Result()
-    address = mac.choose(request.conf, request.key, [ip.address for ip in ipam.ips])
-    attachment = _recorded(node, request, _planned(request, address, ipam), undo)
+    conf = request.conf
+    # Lease and record are written both or neither; not while the LAN is asked, which would have others wait.
+    with nullcontext() if conf.detect_conflicts else node.database.transaction():
+        ipam = leasing.lease(node, request, conf.ipam, undo) if conf.ipam else Result()
+        address = mac.choose(conf, request.key, [ip.address for ip in ipam.ips])
+        attachment = _recorded(node, request, _planned(request, address, ipam), undo)
     _apply(node, request, attachment.sandbox, View())
     shim.attach(node, attachment)
     return attachment, ipam
@@ -113,7 +116,7 @@ def delete(node: Node, call: Call, conf: NetConf) -> None:
     """Detach a container; as often as the runtime likes, from our own records where there are any."""
     key = Key(conf.name, call.container_id, call.ifname)
     with node.locks.attachment(key):
-        attachment = node.records.find(key)
+        attachment = node.records.find_to_remove(key)
         if attachment and attachment.rebuilt and conf.delegate:
             attachment = replace(attachment, delegate=delegate.delegation(conf.delegate, conf.raw, call))
         if attachment:

@@ -119,6 +119,11 @@ def parse_for_delete(raw: object, environ_args: Mapping[str, str]) -> NetConf:
     return checked(open_sources(raw, environ_args), _netconf, essential=ESSENTIAL)
 
 
+def for_pod(conf: NetConf, environ_args: Mapping[str, str]) -> NetConf:
+    """A configuration that was parsed for one pod, for another one; nothing else in CNI_ARGS may differ."""
+    return replace(conf, pod=_pod(Section(environ_args, (), [])))
+
+
 def check(raw: object) -> list[Problem]:
     """Every problem of a configuration, as `parse` would report them."""
     sources = open_sources(raw, {})

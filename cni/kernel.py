@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from contextlib import closing
 
 from cni import deletion, netns, rtnetlink
 from cni.attachment import MAIN_TABLE, SHIM_ALIAS, Facts, View, shim_name, wants_shim
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from cni.attachment import InterfaceAddress, Link, Neighbour, Parent, Route
     from cni.config import NetConf
+    from cni.deletion import Background
     from cni.diff import Change
     from cni.netlink import Message
 
@@ -31,12 +31,15 @@ if TYPE_CHECKING:
 MAC_RETRY_SECONDS = 0.25
 MAC_RETRY_PAUSE = 0.005
 
+GONE = (errno.ENODEV, errno.ENOENT)  # what was asked about
+
 
 class Namespace:
     """A network namespace, the host's or a pod's, with a netlink socket in it. `fd` None is the current one."""
 
-    def __init__(self, fd: int | None = None) -> None:
+    def __init__(self, fd: int | None = None, background: Background = deletion.in_child) -> None:
         self.fd = fd
+        self._background = background
         self._socket = self._open_socket()
 
     def _open_socket(self, groups: int = 0) -> Socket:
@@ -66,7 +69,7 @@ class Namespace:
         try:
             return self._socket.get(question)
         except NetlinkError as error:
-            if error.errno in (errno.ENODEV, errno.ENOENT):
+            if error.errno in GONE:
                 return None
             raise KernelRefused(f"cannot read links: {error.strerror}") from error
 
@@ -80,6 +83,8 @@ class Namespace:
         try:
             return [body for _, body in self._socket.dump(question)]
         except NetlinkError as error:
+            if error.errno in GONE:
+                return []
             raise KernelRefused(f"cannot read the network's state: {error.strerror}") from error
 
     def child(self, wanted: Link) -> Link | None:
@@ -169,29 +174,31 @@ class Namespace:
 
     # --- making it so ------------------------------------------------------------------------------------------
 
-    def apply(self, changes: Sequence[Change], parents: Namespace) -> None:
+    def apply(self, changes: Sequence[Change], parents: Namespace, index: int = 0) -> None:
         """Apply changes of one link in their order; `parents` is where its parent lives.
 
-        Raises ParentUnusable or KernelRefused at the first that the kernel refuses; those before it stay.
+        `index` is that of the link, to be looked up by its name if it is not known. Raises ParentUnusable or
+        KernelRefused at the first that the kernel refuses; those before it stay.
         """
-        index = 0
+        sysctls = []
         rest = []
         for change in changes:
             if isinstance(change, AddLink):
                 self._create(change, parents)
-                index = self._index(change.link.name)
-            elif isinstance(change, SetSysctl):
-                self._set_sysctl(change)
+            elif isinstance(change, SetSysctl) and change.name not in rtnetlink.DEVCONF:
+                sysctls.append(change)
             else:
                 rest.append(change)
+        if sysctls:
+            self._set_sysctls(sysctls)
         if rest:
             self._send(rest, index or self._index(_link_name(rest[0])))
 
     def _index(self, name: str) -> int:
-        link = self.link(name)
-        if link is None:
+        body = self._get(rtnetlink.get_link(name))
+        if body is None:
             raise KernelRefused(f"{name} vanished while it was set up")
-        return link.index
+        return rtnetlink.parse_index(body)
 
     def _create(self, change: AddLink, parents: Namespace) -> None:
         """One message that puts the link into its namespace under its final name.
@@ -218,22 +225,10 @@ class Namespace:
         (error,) = parents._request([message])
         return error
 
-    def _set_sysctl(self, change: SetSysctl) -> None:
-        family, key = change.name.split("/")
-        path = f"/proc/sys/net/{family}/conf/{change.link}/{key}"
-        try:
-            with netns.entered(self.fd):
-                fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-                try:
-                    os.write(fd, change.value.encode())
-                finally:
-                    os.close(fd)
-        except FileNotFoundError:
-            # A kernel without IPv6 needs none of its sysctls; an IPv6 address is refused later, with a better reason.
-            if family != "ipv6":
-                raise KernelRefused(f"{change}: {path} does not exist") from None
-        except OSError as error:
-            raise KernelRefused(f"{change}: {error.strerror}; is /proc/sys mounted read-only?") from error
+    def _set_sysctls(self, changes: Sequence[SetSysctl]) -> None:
+        with netns.entered(self.fd):
+            for change in changes:
+                _write_sysctl(change)
 
     def _send(self, changes: Sequence[Change], index: int) -> None:
         messages = [rtnetlink.encode(change, index) for change in changes]
@@ -263,8 +258,25 @@ class Namespace:
 
     def delete_link(self, index: int) -> None:
         """Delete a link; returns when it is gone. Raises KernelRefused."""
-        with closing(self._open_socket(rtnetlink.RTMGRP_LINK)) as watch, closing(self._open_socket()) as sender:
-            deletion.delete_link(watch, sender, index)
+        with self._open_socket(rtnetlink.RTMGRP_LINK) as watch:
+            deletion.delete_link(watch, self._open_socket, index, self._background)
+
+
+def _write_sysctl(change: SetSysctl) -> None:
+    family, key = change.name.split("/")
+    path = f"/proc/sys/net/{family}/conf/{change.link}/{key}"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, change.value.encode())
+        finally:
+            os.close(fd)
+    except FileNotFoundError:
+        # A kernel without IPv6 needs none of its sysctls; an IPv6 address is refused later, with a better reason.
+        if family != "ipv6":
+            raise KernelRefused(f"{change}: {path} does not exist") from None
+    except OSError as error:
+        raise KernelRefused(f"{change}: {error.strerror}; is /proc/sys mounted read-only?") from error
 
 
 def _explained(change: Change, error: NetlinkError) -> CniError:
@@ -309,15 +321,24 @@ def facts(conf: NetConf, namespace: Namespace) -> Facts:
     own = tuple(address for _, address in namespace.addresses(parent.index))
     if not wants_shim(conf, parent):
         return Facts(parent, own)
-    automatic = own + _elsewhere(namespace, own) if conf.shim.auto_addresses else ()
+    automatic = own + _elsewhere(namespace, own, _families(conf)) if conf.shim.auto_addresses else ()
     reached = automatic + _by_hand(conf, namespace, automatic)
     shim = namespace.link(shim_name(parent.index))
     return Facts(parent, own, reached, shim.mac if shim and shim.alias.startswith(SHIM_ALIAS) else "")
 
 
-def _elsewhere(namespace: Namespace, own: Sequence[InterfaceAddress]) -> tuple[InterfaceAddress, ...]:
+def _families(conf: NetConf) -> set[int]:
+    """The IP versions in which pods may get an address; what a delegate gives nobody knows before."""
+    if conf.ipam:
+        return {entry.subnet.version for pool in conf.ipam.pools for entry in pool}
+    return {4, 6} if conf.delegate else set()
+
+
+def _elsewhere(
+    namespace: Namespace, own: Sequence[InterfaceAddress], families: set[int]
+) -> tuple[InterfaceAddress, ...]:
     """For each family in which the parent has no address: the first one of the link of the default route."""
-    missing = {4, 6} - {address.ip.version for address in own}
+    missing = families - {address.ip.version for address in own}
     if not missing or not (name := namespace.default_link()):
         return ()
     link = namespace.link(name)

@@ -22,6 +22,11 @@ class Log:
         self._path = path
         self._context = context
 
+    @property
+    def is_detailed(self) -> bool:
+        """Whether `debug` writes anything, for those to whom composing its message is work."""
+        return self._level == len(LEVELS) - 1
+
     def error(self, message: str) -> None:
         """Something failed."""
         self._write(0, message)

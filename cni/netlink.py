@@ -42,7 +42,10 @@ NETLINK_GET_STRICT_CHK = 12
 
 HEADER = struct.Struct("=IHHII")
 ATTRIBUTE = struct.Struct("=HH")
-RECEIVE_BYTES = 1 << 18
+UNPACK_ATTRIBUTE = ATTRIBUTE.unpack_from
+RECEIVE_BYTES = (
+    1 << 16
+)  # more than the kernel puts into one (netlink_dump in af_netlink.c); 128 KiB and more cost a mmap(2)
 DUMP_ATTEMPTS = 5
 MESSAGES_AT_ONCE = 64
 
@@ -80,14 +83,17 @@ def nest(kind: int, *attributes: bytes) -> bytes:
     return attribute(kind | NLA_F_NESTED, b"".join(attributes))
 
 
-def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+def attributes(data: bytes, offset: int = 0) -> list[tuple[int, bytes]]:
     """The (type, payload) pairs from `offset` on; stops at a malformed length."""
-    while offset + 4 <= len(data):
-        length, kind = ATTRIBUTE.unpack_from(data, offset)
+    found = []
+    end = len(data) - 3
+    while offset < end:
+        length, kind = UNPACK_ATTRIBUTE(data, offset)
         if length < 4:
-            return
-        yield kind & NLA_TYPE_MASK, data[offset + 4 : offset + length]
+            break
+        found.append((kind & NLA_TYPE_MASK, data[offset + 4 : offset + length]))
         offset += (length + 3) & ~3
+    return found
 
 
 def attribute_map(data: bytes, offset: int = 0) -> dict[int, bytes]:
@@ -189,6 +195,9 @@ class Socket:
                     continue
                 interrupted = interrupted or bool(flags & NLM_F_DUMP_INTR)
                 if kind == NLMSG_DONE:
+                    # With NETLINK_GET_STRICT_CHK what is wrong with the question is told here (netlink_dump_done).
+                    if refusal := _refusal(body, flags) if len(body) >= 4 else None:
+                        raise refusal
                     return answers, interrupted
                 if kind == NLMSG_ERROR:
                     raise _refusal(body, flags) or NetlinkError(0, "no answer")

@@ -9,7 +9,7 @@ from cni.errors import NetnsUnusable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 CLONE_NEWNET = 0x40000000
 OWN = "/proc/thread-self/ns/net"
@@ -21,7 +21,12 @@ def open_netns(path: str) -> int:
         # Opening a named pipe would wait for somebody to write into it.
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
-        raise NetnsUnusable(f"CNI_NETNS: cannot open {path!r}: {error}; is the container still there?") from error
+        raise not_to_be_opened(path, str(error)) from error
+
+
+def not_to_be_opened(path: str, reason: str) -> NetnsUnusable:
+    """The error for a namespace that cannot be opened."""
+    return NetnsUnusable(f"CNI_NETNS: cannot open {path!r}: {reason}; is the container still there?")
 
 
 def identity(fd: int) -> str:
@@ -36,16 +41,36 @@ def identity_of(status: os.stat_result) -> str:
 
 def is_own(fd: int) -> bool:
     """Whether the descriptor is of the namespace that this thread is in."""
-    return identity(fd) == identity_of(os.stat(OWN))
+    return identity(fd) == own_identity()
+
+
+def own_identity() -> str:
+    """The identity of the namespace that this thread is in."""
+    return identity_of(os.stat(OWN))
+
+
+class Stranded(BaseException):
+    """A thread could not go back to the namespace it came from, and must end: it would take a pod for the host."""
+
+
+class Home:
+    """Where threads go back to: as a rule where they came from, which takes a descriptor each time."""
+
+    fd: int | None = None
+
+
+def settle() -> None:
+    """Have every thread go back to the namespace of this one from now on; for processes that stay in one."""
+    Home.fd = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
 
 
 @contextmanager
 def entered(fd: int | None) -> Iterator[None]:
-    """Be in the namespace for the time of a block; None means to stay. Raises NetnsUnusable."""
+    """Be in the namespace for the time of a block; None means to stay. Raises NetnsUnusable, or Stranded."""
     if fd is None:
         yield
         return
-    home = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+    home = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC) if Home.fd is None else Home.fd
     try:
         try:
             _setns(fd)
@@ -54,30 +79,44 @@ def entered(fd: int | None) -> Iterator[None]:
         try:
             yield
         finally:
-            _setns(home)
+            _return(home)
     finally:
-        os.close(home)
+        if home != Home.fd:
+            os.close(home)
+
+
+def _return(home: int) -> None:
+    try:
+        _setns(home)
+    except OSError as error:
+        raise Stranded(f"cannot go back to the host's network namespace: {error}") from error
 
 
 def _setns(fd: int) -> None:
     if hasattr(os, "setns"):  # Python 3.12
         os.setns(fd, CLONE_NEWNET)
-        return
-    _setns_of_libc(fd)
+    elif _setns_of_libc()(fd, CLONE_NEWNET):
+        import _ctypes
 
-
-def _setns_of_libc(fd: int) -> None:
-    """setns(2) for Python 3.11. The package around `_ctypes` defines dozens of types that nobody here needs: 2 ms."""
-    import _ctypes
-
-    class Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
-        _type_ = "i"
-
-    class Function(_ctypes.CFuncPtr):
-        _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
-        _restype_ = Int
-
-    libc = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # the process itself, as dlopen(3) has it
-    if Function(_ctypes.dlsym(libc, "setns"))(fd, CLONE_NEWNET):
         code = _ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+_found: list[Callable[[int, int], int]] = []
+
+
+def _setns_of_libc() -> Callable[[int, int], int]:
+    """setns(2) for Python 3.11. The package around `_ctypes` defines dozens of types that nobody here needs: 2 ms."""
+    if not _found:
+        import _ctypes
+
+        class Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
+            _type_ = "i"
+
+        class Function(_ctypes.CFuncPtr):
+            _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+            _restype_ = Int
+
+        libc = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # the process itself, as dlopen(3) has it
+        _found.append(Function(_ctypes.dlsym(libc, "setns")))
+    return _found[0]

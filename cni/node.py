@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, contextmanager, suppress
 
-from cni import netns
+from cni import deletion, netns
 from cni.database import Database, boot_id
 from cni.errors import InvalidEnvironment, NetnsUnusable
 from cni.frozen import frozen
@@ -21,9 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cni.config import NetConf
+    from cni.deletion import Background
     from cni.diff import Change
     from cni.log import Log
     from ipam.store import LeaseStore
+
+
+@frozen
+class Handed:
+    """A namespace that the caller has opened for us, or why it could not: we may see another file system than he."""
+
+    path: str
+    fd: int | None
+    errno: int = 0
 
 
 @frozen
@@ -38,7 +48,7 @@ class Pod:
 class Node:
     """The shell around the commands: one door each to kernel, records, leases and locks."""
 
-    def __init__(self, data_dir: str, log: Log) -> None:
+    def __init__(self, data_dir: str, log: Log, background: Background = deletion.in_child) -> None:
         """Make the data directory; if that is impossible, whoever needs it first says so, STATUS in its own words."""
         self.data_dir = data_dir
         self.log = log
@@ -46,42 +56,63 @@ class Node:
             os.makedirs(data_dir, mode=0o700, exist_ok=True)
         self.database = Database(data_dir)
         self._databases = {data_dir: self.database}  # kept open: closing one costs more than using it
-        self.records = Records(self.database, boot_id())
+        self._boot_id = boot_id()
+        self.records = Records(self.database, self._boot_id)
         self.locks = Locks(data_dir)
-        self.host = Namespace()
+        self.background = background
+        self.host = Namespace(background=background)
+        self._own_id = netns.own_identity()
+        self._handed = Handed("", None)
+
+    def serving(self, log: Log, host: Namespace, handed: Handed) -> Node:
+        """The same node for one call: with a log and a socket of its own, and the namespace that came with it."""
+        node = Node.__new__(Node)
+        node.__dict__.update(self.__dict__, log=log, host=host, _handed=handed)
+        return node
 
     def leases(self, data_dir: str) -> LeaseStore:
         """The leases of a data directory, which may be another than that of the attachments."""
         from ipam.store import LeaseStore  # networks with a delegate or without addresses need no allocator
 
-        return LeaseStore(self._databases.setdefault(data_dir, Database(data_dir)))
+        database = self._databases.get(data_dir) or self._databases.setdefault(data_dir, Database(data_dir))
+        return LeaseStore(database, self._boot_id)
 
     def parents(self, conf: NetConf, pod: Pod) -> Namespace:
         """Where the parent lives."""
         return pod.namespace if conf.link_in_container else self.host
 
-    def apply(self, namespace: Namespace, changes: Sequence[Change], parents: Namespace) -> None:
+    def apply(self, namespace: Namespace, changes: Sequence[Change], parents: Namespace, index: int = 0) -> None:
         """Apply changes of one link (see `Namespace.apply`), each of which is told to the log."""
-        for change in changes:
-            self.log.debug(str(change))
-        namespace.apply(changes, parents)
+        if self.log.is_detailed:
+            for change in changes:
+                self.log.debug(str(change))
+        namespace.apply(changes, parents, index)
 
     @contextmanager
     def pod(self, path: str, own_allowed: bool) -> Iterator[Pod]:
         """The pod's namespace; raises NetnsUnusable, or InvalidEnvironment when it is the plugin's own."""
-        fd = netns.open_netns(path)
+        fd = self._open(path)
         try:
-            if not own_allowed and netns.is_own(fd):
+            identity = netns.identity(fd)
+            if not own_allowed and identity == self._own_id:
                 raise InvalidEnvironment(
                     f"CNI_NETNS: {path} is the plugin's own network namespace; CNI_NETNS_OVERRIDE=1 if that is meant"
                 )
-            namespace = Namespace(fd)
+            namespace = Namespace(fd, self.background)
             try:
-                yield Pod(path, netns.identity(fd), namespace)
+                yield Pod(path, identity, namespace)
             finally:
                 namespace.close()
         finally:
             os.close(fd)
+
+    def _open(self, path: str) -> int:
+        handed = self._handed
+        if path != handed.path or not path:
+            return netns.open_netns(path)
+        if handed.fd is None:
+            raise netns.not_to_be_opened(path, os.strerror(handed.errno))
+        return os.dup(handed.fd)
 
     @contextmanager
     def pod_if_there(self, path: str, own_allowed: bool, id: str = "") -> Iterator[Pod | None]:

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any, BinaryIO, TextIO, TypeVar
 
+    from cni.config import NetConf
     from cni.log import Log
+    from cni.node import Node
     from cni.protocol import Call
 
     T = TypeVar("T")
     Main = Callable[[Mapping[str, str], BinaryIO, TextIO, TextIO], int]
-    Serve = Callable[[Call, dict[str, Any], TextIO], dict[str, Any] | None]
+    Serve = Callable[[Call, dict[str, Any], str, TextIO], dict[str, Any] | None]
 
 ABOUT = f"CNI plugin shimlan {__version__}: pods on the LAN by macvlan, reachable from their host"
 
@@ -35,29 +37,66 @@ def main(
     about: str = ABOUT,
     serve: Serve | None = None,
 ) -> int:
-    """Serve one call; returns the exit status (spec, section "Error": 1 with an error on stdout).
+    """Serve one call; returns the exit status.
 
     `about` and `serve` are another plugin's that lives in the same frame.
     """
     if not environ.get("CNI_COMMAND"):
         print(f"{about}\nCNI versions: {', '.join(protocol.VERSIONS)}", file=stderr)
         return 0
-    version = protocol.NEWEST
+    perform = serve or _serve
+    answer, status = respond(
+        environ,
+        lambda: _read(stdin),
+        lambda call, raw, version: perform(call, raw, version, stderr),
+        lambda error: _trace(error, stderr),
+    )
+    stdout.write(render(answer))
+    return status
+
+
+def respond(
+    environ: Mapping[str, str],
+    read: Callable[[], dict[str, Any]],
+    perform: Callable[[Call, dict[str, Any], str], dict[str, Any] | None],
+    trace: Callable[[Exception], None],
+) -> tuple[dict[str, Any] | None, int]:
+    """The answer to one call, None for nothing to say, and the exit status, 1 with an error (spec, section "Error").
+
+    `read` yields the configuration; `perform` serves any verb but VERSION, given call, configuration and cniVersion;
+    `trace` is told of exceptions that must not happen.
+    """
+    version, status = protocol.NEWEST, 0
+    answer: dict[str, Any] | None
     try:
         call = protocol.parse_environ(environ)
-        conf = _read(stdin, call)
+        conf = _configuration(read, call)
         if conf.get("cniVersion") in protocol.VERSIONS:
             version = str(conf["cniVersion"])
-        answer = (serve or _serve)(call, conf, stderr)
+        if call.command == "VERSION":
+            answer = protocol.version_answer(conf)
+        else:
+            answer = perform(call, conf, protocol.version_of(conf))
     except CniError as error:
         answer, status = protocol.error_answer(error, version), 1
     except Exception as error:  # noqa: BLE001  (the runtime gets an answer whatever happens)
-        answer, status = protocol.error_answer(_bug(error, stderr), version), 1
-    else:
-        status = 0
-    if answer is not None:
-        stdout.write(quickjson.dumps(answer) + "\n")
-    return status
+        trace(error)
+        answer, status = protocol.error_answer(_bug(error), version), 1
+    return answer, status
+
+
+def render(answer: dict[str, Any] | None) -> str:
+    """An answer as it is printed."""
+    return "" if answer is None else quickjson.dumps(answer) + "\n"
+
+
+def _configuration(read: Callable[[], dict[str, Any]], call: Call) -> dict[str, Any]:
+    try:
+        return read()
+    except CniError:
+        if call.command == "VERSION":  # some runtimes send nothing, and the answer does not depend on it
+            return {}
+        raise
 
 
 def run(main: Main = main) -> None:
@@ -81,25 +120,17 @@ def _standard_streams() -> tuple[BinaryIO, TextIO, TextIO]:
     return stdin, sys.stdout or open(1, "w"), sys.stderr or open(2, "w")
 
 
-def _read(stdin: BinaryIO, call: Call) -> dict[str, Any]:
+def _read(stdin: BinaryIO) -> dict[str, Any]:
     try:
         data = stdin.read(protocol.MAX_STDIN + 1)
     except OSError as error:
         raise IOFailure(f"stdin: cannot read the network configuration: {error.strerror}") from error
-    try:
-        return protocol.decode(data)
-    except CniError:
-        if call.command == "VERSION":  # some runtimes send nothing, and the answer does not depend on it
-            return {}
-        raise
+    return protocol.decode(data)
 
 
-def _serve(call: Call, raw: dict[str, Any], stderr: TextIO) -> dict[str, Any] | None:
-    if call.command == "VERSION":
-        return protocol.version_answer(raw)
-    version = protocol.version_of(raw)
+def _serve(call: Call, raw: dict[str, Any], version: str, stderr: TextIO) -> dict[str, Any] | None:
     # VERSION is asked often, and answered without what follows.
-    from cni import commands, config
+    from cni import config
     from cni.log import Log
     from cni.node import Node
 
@@ -107,6 +138,13 @@ def _serve(call: Call, raw: dict[str, Any], stderr: TextIO) -> dict[str, Any] | 
     conf = parse(raw, call.args or {})
     context = f"{call.command} {conf.name} {call.container_id[:13]} {call.ifname}".rstrip() + ": "
     node = Node(conf.data_dir, Log(stderr, conf.log_level, conf.log_file, context))
+    return perform(node, call, conf, version)
+
+
+def perform(node: Node, call: Call, conf: NetConf, version: str) -> dict[str, Any] | None:
+    """Any verb but VERSION; the result of ADD in the shape of `version`. Raises CniError."""
+    from cni import commands
+
     lease_dir = conf.ipam.data_dir if conf.ipam else conf.data_dir
     if call.command == "ADD":
         result = recovering(lambda: commands.add(node, call, conf), node.log, conf.data_dir, lease_dir)
@@ -138,8 +176,11 @@ def recovering(story: Callable[[], T], log: Log, data_dir: str, lease_dir: str) 
     return story()
 
 
-def _bug(error: Exception, stderr: TextIO) -> CniError:
+def _trace(error: Exception, stderr: TextIO) -> None:
     import traceback  # only for what must not happen
 
     traceback.print_exception(error, file=stderr)
+
+
+def _bug(error: Exception) -> CniError:
     return Internal(f"internal error: {type(error).__name__}: {error}; please report it with the log of the runtime")

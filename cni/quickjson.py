@@ -9,6 +9,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 try:
@@ -48,17 +49,17 @@ def loads(data: str | bytes) -> Any:
     return json.loads(data)
 
 
-def dumps(value: object, compact: bool = False) -> str:
-    """As json.dumps, with separators without spaces if `compact`; raises what it raises."""
+def dumps(value: object, compact: bool = False, default: Callable[[Any], object] | None = None) -> str:
+    """As json.dumps with that `default`, and with separators without spaces if `compact`; raises what it raises."""
     item, key = (",", ":") if compact else (", ", ": ")
     try:
         quote = accelerator.encode_basestring_ascii
-        encode = accelerator.make_encoder({}, _refuse, quote, None, key, item, False, False, True)
+        encode = accelerator.make_encoder({}, default or _refuse, quote, None, key, item, False, False, True)
         return "".join(encode(value, 0))
     except (AttributeError, TypeError, ValueError):
         import json
 
-        return json.dumps(value, separators=(item, key))
+        return json.dumps(value, separators=(item, key), default=default)
 
 
 def _refuse(value: object) -> None:

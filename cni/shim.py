@@ -28,10 +28,12 @@ def attach(node: Node, attachment: Attachment) -> None:
     if attachment.host.link is None:
         return
     with node.locks.shim(attachment.parent_index):
-        created = _ensure(node, attachment.host)
-    if created:
+        standing = _standing(node, attachment.host)
+        if not standing:
+            _make(node, attachment.host)
+    if not standing:
         _restore(node, attachment)
-    _apply_entries(node, attachment.host)
+    _apply_entries(node, attachment.host, standing)
     if attachment.source_nat:
         sync_source_nat(node)
 
@@ -150,22 +152,27 @@ def _source_nat(node: Node, but: Key | None = None) -> list[SourceNat]:
     return [rule for attachment in newest_first if attachment.key != but for rule in attachment.source_nat]
 
 
-def _ensure(node: Node, wanted: View) -> bool:
-    """The shim is there and up; whether that took anything. Its MAC is what it is: the pods know it."""
+def _standing(node: Node, wanted: View) -> Link | None:
+    """The shim if it is there and up. Its MAC is what it is: the pods know it."""
+    assert wanted.link is not None
+    link, present = wanted.link, node.host.link(wanted.link.name)
+    if present is None or not (present.up and is_shim(present)):
+        return None
+    if present.mtu != link.mtu:  # the parent's has changed: children follow it down, but not up
+        node.apply(node.host, (SetLink(link, "mtu", str(link.mtu), str(present.mtu)),), node.host, present.index)
+    return present
+
+
+def _make(node: Node, wanted: View) -> None:
     assert wanted.link is not None
     link, present = wanted.link, node.host.link(wanted.link.name)
     if present and not is_shim(present) and not _is_half_made(present, link):
         raise KernelRefused(f"{present.name} exists and is not ours: rename it, shimlan needs the name for its shim")
-    if present and present.up and is_shim(present):
-        if present.mtu != link.mtu:  # the parent's has changed: children follow it down, but not up
-            node.apply(node.host, (SetLink(link, "mtu", str(link.mtu), str(present.mtu)),), node.host)
-        return False
     if present:
         # Somebody set it down, which took all of its entries, or we were killed while making it.
         link = replace(link, mac=present.mac)
         node.host.delete_link(present.index)
     node.apply(node.host, diff(View(link=link, sysctls=wanted.sysctls), View()), node.host)
-    return True
 
 
 def _is_half_made(link: Link, wanted: Link) -> bool:
@@ -194,11 +201,11 @@ def _restore_one(node: Node, attachment: Attachment) -> None:
         node.log.warning(f"{attachment.key.container_id} stays out of reach of the host: {error.msg}")
 
 
-def _apply_entries(node: Node, host: View) -> None:
+def _apply_entries(node: Node, host: View, standing: Link | None = None) -> None:
     assert host.link is not None
-    present = node.host.link(host.link.name)
+    present = standing or node.host.link(host.link.name)
     if present is None:
         raise KernelRefused(f"{host.link.name} vanished while it was set up: somebody removed it, or its parent")
     # The link itself is compared with itself: it is as it is, and other pods live by it.
     entries = View(link=present, routes=host.routes, neighbours=host.neighbours)
-    node.apply(node.host, diff(entries, View(link=present)), node.host)
+    node.apply(node.host, diff(entries, View(link=present)), node.host, present.index)

@@ -18,6 +18,7 @@ from cni.attachment import (
     Leasing,
     Link,
     Neighbour,
+    Reach,
     Route,
     SourceNat,
     View,
@@ -28,11 +29,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeVar
 
-    from cni.database import Database
+    from cni.database import Access, Database
 
     T = TypeVar("T")
 
 FORMAT = 1  # higher where an older version would misunderstand; for what it may ignore, a new field is enough
+
+
+OF_KEY = "network = ? AND container_id = ? AND ifname = ?"
 
 
 class Records:
@@ -59,12 +63,27 @@ class Records:
             ),
         )
 
+    def revise(self, attachment: Attachment) -> None:
+        """Record what is wanted from now on of an attachment that is recorded; it gets no newer by that."""
+        key, shim = attachment.key, attachment.host.link
+        self._execute(
+            f"UPDATE attachments SET shim = ?, record = ? WHERE {OF_KEY}",
+            (shim.name if shim else "", encode(attachment), key.network, key.container_id, key.ifname),
+        )
+
     def find(self, key: Key) -> Attachment | None:
         """The attachment of that key, if it was made since the machine started."""
-        rows = self._select(
-            "network = ? AND container_id = ? AND ifname = ?", key.network, key.container_id, key.ifname
-        )
-        return rows[0] if rows else None
+        return self._find(key, self._database.reading())
+
+    def find_to_remove(self, key: Key) -> Attachment | None:
+        """The same, once the store can be written: nothing shall be removed that cannot be forgotten."""
+        return self._find(key, self._database.transaction())
+
+    def _find(self, key: Key, access: Access) -> Attachment | None:
+        statement = f"SELECT record FROM attachments WHERE boot_id = ? AND {OF_KEY}"
+        with access as connection:
+            row = connection.execute(statement, (self._boot_id, key.network, key.container_id, key.ifname)).fetchone()
+        return decode(row[0]) if row else None
 
     def of_network(self, network: str) -> list[Attachment]:
         """The attachments of one network."""
@@ -73,6 +92,10 @@ class Records:
     def all(self) -> list[Attachment]:
         """The attachments of all networks, the newest last."""
         return self._select("1")
+
+    def texts(self) -> list[str]:
+        """The same as they are stored, for those who remember what they decoded."""
+        return self._texts("1")
 
     def of_earlier_boots(self) -> list[Attachment]:
         """Records from before the machine started anew: nothing of that exists but what delegates have kept."""
@@ -85,27 +108,24 @@ class Records:
 
     def is_needed(self, shim: str, but: Key | None = None) -> bool:
         """Whether any attachment uses a shim, one of them aside."""
-        others = "AND NOT (network = ? AND container_id = ? AND ifname = ?)" if but else ""
+        others = f"AND NOT ({OF_KEY})" if but else ""
         names = (but.network, but.container_id, but.ifname) if but else ()
-        condition = f"boot_id = ? AND shim = ? {others}"
-        return bool(
-            self._execute(f"SELECT 1 FROM attachments WHERE {condition} LIMIT 1", (self._boot_id, shim, *names))
-        )
+        statement = f"SELECT 1 FROM attachments WHERE boot_id = ? AND shim = ? {others} LIMIT 1"
+        with self._database.reading() as connection:
+            return connection.execute(statement, (self._boot_id, shim, *names)).fetchone() is not None
 
     def forget(self, key: Key) -> None:
         """Remove the record, of whatever boot."""
-        self._execute(
-            "DELETE FROM attachments WHERE network = ? AND container_id = ? AND ifname = ?",
-            (key.network, key.container_id, key.ifname),
-        )
+        self._execute(f"DELETE FROM attachments WHERE {OF_KEY}", (key.network, key.container_id, key.ifname))
 
     def _select(self, condition: str, *values: str) -> list[Attachment]:
+        return [decode(text) for text in self._texts(condition, *values)]
+
+    def _texts(self, condition: str, *values: str) -> list[str]:
         # Namespaces do not outlive a boot, so a record of an earlier one describes nothing that exists.
-        rows = self._execute(
-            f"SELECT record FROM attachments WHERE boot_id = ? AND {condition} ORDER BY recorded_at",
-            (self._boot_id, *values),
-        )
-        return [decode(record) for (record,) in rows]
+        statement = f"SELECT record FROM attachments WHERE boot_id = ? AND {condition} ORDER BY recorded_at"
+        with self._database.reading() as connection:
+            return [text for (text,) in connection.execute(statement, (self._boot_id, *values))]
 
     def _execute(self, statement: str, values: tuple[str | float, ...]) -> list[tuple[str]]:
         with self._database.transaction() as connection:
@@ -114,15 +134,18 @@ class Records:
 
 def encode(attachment: Attachment) -> str:
     """An attachment as JSON."""
-    return quickjson.dumps({"format": FORMAT, **_plain(attachment)}, compact=True)
+    return quickjson.dumps({"format": FORMAT, **_fields(attachment)}, compact=True, default=_plain)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "__match_args__"):
-        return {name: _plain(getattr(value, name)) for name in value.__match_args__}
-    return value if value is None or isinstance(value, (str, int, bool)) else str(value)
+def _fields(value: object) -> dict[str, Any]:
+    names: tuple[str, ...] = value.__match_args__  # type: ignore[attr-defined]  # of every @frozen class
+    fields = value.__dict__
+    return {name: fields[name] for name in names}
+
+
+def _plain(value: object) -> object:
+    """What JSON knows instead of a value of ours, or of an address."""
+    return _fields(value) if hasattr(value, "__match_args__") else str(value)
 
 
 def decode(text: str) -> Attachment:
@@ -138,6 +161,7 @@ def decode(text: str) -> Attachment:
         "source_nat": tuple(SourceNat(r["shim"], ip_address(r["address"])) for r in record["source_nat"]),
         "leasing": _known(Leasing, leasing) if leasing else None,
         "delegate": _known(Delegation, delegate) if delegate else None,
+        "reach": _reach(record.get("reach")),
     }
     return _known(Attachment, record | parts)
 
@@ -156,6 +180,13 @@ def _view(record: dict[str, Any]) -> View:
         neighbours=tuple(Neighbour(ip_address(r["ip"]), r["mac"]) for r in record["neighbours"]),
         sysctls=tuple((name, value) for name, value in record["sysctls"]),
     )
+
+
+def _reach(record: dict[str, Any] | None) -> Reach | None:
+    if record is None:  # also that of a version that did not note it
+        return None
+    by_hand = tuple(map(ip_address, record["by_hand"]))
+    return _known(Reach, record | {"by_hand": by_hand, "routes": tuple(map(ip_network, record["routes"]))})
 
 
 def _route(record: dict[str, Any]) -> Route:

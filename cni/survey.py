@@ -33,6 +33,8 @@ NAMED = "/run/netns"
 ALIAS = "shimlan "
 LONGEST_ALIAS = 255  # then it may have been cut off
 
+INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
+
 PRESENT, GONE, UNCLEAR = "present", "gone", "unclear"
 
 
@@ -68,12 +70,26 @@ def standing(attachment: Attachment) -> Standing:
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
-        return Standing(GONE, f"{path} does not exist")
+        hidden = _hidden(path)
+        return Standing(UNCLEAR, hidden) if hidden else Standing(GONE, f"{path} does not exist")
     except OSError as error:
         return Standing(UNCLEAR, f"{path}: {error.strerror}")
     if netns.identity_of(status) == attachment.netns_id:
         return Standing(PRESENT)
     return Standing(GONE, f"{path} is another namespace by now")
+
+
+def _hidden(path: str) -> str:
+    """Why a path that does not exist here may exist elsewhere; "" when there is no reason to think so.
+
+    A container may see neither the directory in which the runtime keeps namespaces, nor the host's processes.
+    """
+    if path.startswith("/proc/"):
+        if os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID_NAMESPACE:
+            return ""
+        return f"{path} does not exist here, and not all processes of the host can be seen"
+    directory = os.path.dirname(path)
+    return "" if os.path.isdir(directory) else f"there is no {directory} here"
 
 
 def sightings(node: Node) -> list[Sighting]:
@@ -101,7 +117,7 @@ def living_addresses(node: Node, seen: Iterable[Sighting]) -> set[Address]:
     A macvlan that is up has its parent receive for its MAC, whatever namespace it is in.
     """
     entries = list(host_entries(node))
-    macs = {link.parent_index: node.host.received_macs(link.parent_index) for link, _, _ in entries}
+    macs = {index: node.host.received_macs(index) for index in {link.parent_index for link, _, _ in entries}}
     behind = {ip for link, ip, mac in entries if mac in macs[link.parent_index]}
     return behind | {ip for sighting in seen for ip in sighting.ips}
 

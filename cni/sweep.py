@@ -39,10 +39,11 @@ LINGER_PAUSE = 0.02
 
 @frozen
 class Finding:
-    """Something stale, and the commands that clear it by hand."""
+    """Something stale, the commands that clear it by hand, and the attachment that it is, if it is one."""
 
     what: str
     commands: tuple[str, ...]
+    key: Key | None = None
 
 
 @frozen
@@ -54,9 +55,48 @@ class Outcome:
     errors: tuple[str, ...]
 
 
-def sweep(node: Node, dry_run: bool = False) -> Outcome:
-    """Clear everything stale, or only tell what that is; errors do not stop it."""
-    broom = _Broom(node, dry_run)
+class Grace:
+    """How long what is stale has been so, for those who look again and again; `clock` tells seconds."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._stale: dict[str, tuple[float, float]] = {}  # when it was first and last seen to be
+
+    def is_over(self, what: str) -> bool:
+        """Note that something is stale; whether it was so a grace time ago as well."""
+        now = self._clock()
+        since, _ = self._stale.get(what, (now, now))
+        self._stale[what] = since, now
+        return now - since >= self.seconds
+
+    def spare(self, what: str) -> None:
+        """Something is not stale (any more)."""
+        self._stale.pop(what, None)
+
+    def next_end(self) -> float:
+        """When the first of these times is over, or was without anybody looking; infinite when nothing is stale."""
+        return min((since + self.seconds for since, _ in self._stale.values()), default=float("inf"))
+
+    def looked(self, began: float) -> None:
+        """Somebody has looked at everything, and began at that time: what he did not see as stale is not.
+
+        What was so for long enough, and could not be cleared for some reason, is left for another such time.
+        """
+        now = self._clock()
+        self._stale = {
+            what: (since if now - since < self.seconds else now, last)
+            for what, (since, last) in self._stale.items()
+            if last >= began
+        }
+
+
+def sweep(node: Node, dry_run: bool = False, grace: Grace | None = None) -> Outcome:
+    """Clear everything stale, or only tell what that is; errors do not stop it.
+
+    With `grace` only what has been stale for long enough, and without waiting for commands that are under way.
+    """
+    broom = _Broom(node, dry_run, grace)
     broom.attachments()
     broom.earlier_boots()
     broom.host_entries()
@@ -68,15 +108,16 @@ def sweep(node: Node, dry_run: bool = False) -> Outcome:
 
 
 class _Broom:
-    def __init__(self, node: Node, dry_run: bool) -> None:
+    def __init__(self, node: Node, dry_run: bool, grace: Grace | None) -> None:
         self.cleared: list[Finding] = []
         self.left: list[str] = []
         self.errors: list[str] = []
         self._node = node
         self._dry_run = dry_run
+        self._grace = grace
         self._seen = survey.sightings(node)
         self._gone: set[Key] = set()
-        self._patience = LINGER_SECONDS
+        self._patience = 0.0 if grace else LINGER_SECONDS
 
     # --- what is recorded --------------------------------------------------------------------------------------
 
@@ -84,8 +125,7 @@ class _Broom:
         """Attachments whose namespace is gone."""
         for attachment in self._node.records.all():
             if survey.standing(attachment).state != survey.PRESENT:
-                with self._node.locks.attachment(attachment.key):
-                    self._judge(attachment.key)
+                self._locked(attachment.key, partial(self._judge, attachment.key))
 
     def _judge(self, key: Key) -> None:
         """Clear an attachment if it is (still) stale; under its lock no command works on it."""
@@ -96,9 +136,9 @@ class _Broom:
         if doubt:
             self.left.append(f"{key}: {doubt}")
             return
-        self._gone.add(key)
-        finding = Finding(f"{key}: namespace gone: {standing.reason}", tuple(_by_hand(attachment)))
-        self._clear(finding, partial(teardown.take_back, self._node, attachment))
+        finding = Finding(f"{gone(key)}: {standing.reason}", tuple(_by_hand(attachment)), key)
+        if self._clear(finding, partial(teardown.take_back, self._node, attachment), gone(key)):
+            self._gone.add(key)
 
     def _sign_of_life(self, attachment: Attachment) -> str:
         """What shows that a link exists although its namespace is not where it was; "" for nothing."""
@@ -113,17 +153,19 @@ class _Broom:
     def earlier_boots(self) -> None:
         """Records from before the machine started anew."""
         for attachment in self._node.records.of_earlier_boots():
-            forgotten = f"# forget the record of {attachment.key}"
-            finding = Finding(f"{attachment.key}: of an earlier boot", (forgotten,))
+            self._locked(attachment.key, partial(self._judge_old, attachment))
+
+    def _judge_old(self, attachment: Attachment) -> None:
+        key = attachment.key
+        if self._node.records.find(key) is None:
+            finding = Finding(f"{key}: of an earlier boot", (f"# forget the record of {key}",), key)
             self._clear(finding, partial(self._forget, attachment))
 
     def _forget(self, attachment: Attachment) -> None:
         key = attachment.key
-        with self._node.locks.attachment(key):
-            if self._node.records.find(key) is None:
-                if attachment.delegate:
-                    delegate.delete(attachment.delegate, Call("DEL", key.container_id, "", key.ifname))
-                self._node.records.forget(key)
+        if attachment.delegate:
+            delegate.delete(attachment.delegate, Call("DEL", key.container_id, "", key.ifname))
+        self._node.records.forget(key)
 
     # --- what no record tells of -------------------------------------------------------------------------------
 
@@ -149,8 +191,7 @@ class _Broom:
         alive = survey.living_addresses(self._node, self._seen)
         for key in keys:
             if key not in recorded:
-                with self._node.locks.attachment(key):
-                    self._release(key, alive)
+                self._locked(key, partial(self._release, key, alive))
 
     def _release(self, key: Key, alive: Set[Address]) -> None:
         leases = self._node.leases(self._node.data_dir)
@@ -214,7 +255,23 @@ class _Broom:
             self._patience -= LINGER_PAUSE
         return False
 
-    def _clear(self, finding: Finding, action: Callable[[], object]) -> None:
+    def _locked(self, key: Key, judge: Callable[[], None]) -> None:
+        """Judge an attachment on which no command works meanwhile; whoever can look again later does not wait."""
+        if self._grace is None:
+            with self._node.locks.attachment(key):
+                judge()
+            return
+        with self._node.locks.attachment_if_free(key) as free:
+            if free:
+                judge()
+            else:
+                self.left.append(f"{key}: a command is under way")
+
+    def _clear(self, finding: Finding, action: Callable[[], object], subject: str = "") -> bool:
+        """Whether it is, or would be, cleared. `subject`: what to remember it by until the grace time is over."""
+        if self._grace and not self._grace.is_over(subject or finding.what):
+            self.left.append(f"{finding.what}: not for {self._grace.seconds:g} s yet")
+            return False
         try:
             if not self._dry_run:
                 action()
@@ -222,6 +279,14 @@ class _Broom:
             self.errors.append(f"{finding.what}: {error}")
         else:
             self.cleared.append(finding)
+            if self._grace:
+                self._grace.spare(subject or finding.what)
+        return True
+
+
+def gone(key: Key) -> str:
+    """What a `Grace` remembers an attachment by whose namespace is gone."""
+    return f"{key}: namespace gone"
 
 
 def _by_hand(attachment: Attachment) -> Iterator[str]:

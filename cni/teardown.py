@@ -41,7 +41,7 @@ def take_back_locked(node: Node, key: Key, ipam: IpamConf | None = None) -> None
     under the lock, and not before.
     """
     with node.locks.attachment(key):
-        attachment = node.records.find(key)
+        attachment = node.records.find_to_remove(key)
         if attachment:
             take_back(node, attachment)
         elif ipam:

@@ -32,10 +32,7 @@ def run() -> None:
     cni.plugin.run(main)
 
 
-def _serve(call: Call, raw: dict[str, Any], stderr: TextIO) -> dict[str, Any] | None:
-    if call.command == "VERSION":
-        return protocol.version_answer(raw)
-    version = protocol.version_of(raw)
+def _serve(call: Call, raw: dict[str, Any], version: str, stderr: TextIO) -> dict[str, Any] | None:
     # VERSION is asked often, and answered without what follows.
     import cni.config
     import ipam.config

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Network = IPv4Network | IPv6Network
 
 V4_MAPPED = 0xFFFF << 32
+LAST = 7  # configurations besides the last one; a node has some ten networks
 
 
 @frozen
@@ -83,7 +84,7 @@ def pools_of(conf: IpamConf, pod: str, mac: str, avoid: Iterable[Address] = ()) 
     requested address is in no pool, shares its pool with another one, or may not be handed out to this pod.
     """
     avoid = tuple(avoid)
-    barred = merged(_barred(conf, avoid))
+    barred = _barred(conf, avoid)
     own = tuple(number_of(ip) for entry in conf.reservations if _is_for(entry, pod, mac) for ip in entry.ips)
     pools = tuple(
         Pool(
@@ -138,7 +139,21 @@ def overlap(one: Span, other: Span) -> bool:
     return one.first <= other.last and other.first <= one.last
 
 
-def _barred(conf: IpamConf, avoid: Iterable[Address]) -> Iterator[Span]:
+# The last configurations with what is barred in them: resident processes ask for the same one again and again.
+_last: list[tuple[IpamConf, tuple[Address, ...], tuple[Span, ...]]] = []
+
+
+def _barred(conf: IpamConf, avoid: tuple[Address, ...]) -> tuple[Span, ...]:
+    """What is not for everybody, sorted and disjoint."""
+    for known, avoided, barred in _last:
+        if known is conf and avoided == avoid:
+            return barred
+    barred = merged(_bars(conf, avoid))
+    _last[:] = [(conf, avoid, barred), *_last[:LAST]]
+    return barred
+
+
+def _bars(conf: IpamConf, avoid: Iterable[Address]) -> Iterator[Span]:
     for entry in (entry for ranges in conf.pools for entry in ranges):
         yield from _unusable(entry.subnet)
         yield _single(entry.gateway)

@@ -117,7 +117,8 @@ class Lab:
         directory: str | None = None,
         dump_on_error: bool = False,
     ) -> None:
-        self._plugin = plugin
+        self.plugin = plugin
+        self.environ: dict[str, str] = {}  # of the runtimes
         self._host_addresses = tuple(map(ip_interface, host))
         self._outside_addresses = tuple(map(ip_interface, outside))
         self._directory = directory
@@ -220,7 +221,7 @@ class Lab:
 
     def runtime(self, host: Node | None = None) -> Runtime:
         """The runtime of a host, by default of `host`."""
-        return Runtime(self._plugin, (host or self.host).enter_words)
+        return Runtime(self.plugin, (host or self.host).enter_words, self.environ)
 
     def dump(self) -> str:
         """The state of every namespace but the switch's, for the reader of a failed test."""

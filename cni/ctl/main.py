@@ -15,6 +15,7 @@ from cni import __version__
 from cni.errors import CniError
 
 COMMANDS = {
+    "agent": "serve the client, and keep the host as it is wanted",
     "demo": "show what shimlan does, on a LAN made of namespaces",
     "status": "attachments, shims and pools, and what is wrong with them",
     "pool": "usage of the pools, leases, releasing one",

@@ -64,13 +64,19 @@ class CniAnswer:
 
 
 class Runtime:
-    """Calls plugins on one host; `prefix` is put before each call, to enter that host's network namespace."""
+    """Calls plugins on one host; `prefix` is put before each call, to enter that host's network namespace.
 
-    def __init__(self, plugin: str | None = None, prefix: tuple[str, ...] = ()) -> None:
+    `environ` is what the runtime itself has in its environment, besides PATH.
+    """
+
+    def __init__(
+        self, plugin: str | None = None, prefix: tuple[str, ...] = (), environ: Mapping[str, str] | None = None
+    ) -> None:
         self.plugin = plugin or installed_shimlan()
         ours = (str(Path(self.plugin).parent),) if self.plugin else ()
         self.directories = (*ours, *filter(os.path.isdir, PLUGIN_DIRECTORIES))
         self._prefix = prefix
+        self._environ = environ or {}
 
     def executable(self, plugin_type: str) -> str:
         """The path of the plugin of a type. Raises FileNotFoundError when no directory has it."""
@@ -88,7 +94,7 @@ class Runtime:
         done = subprocess.run(
             [*self._prefix, executable or self.executable(plugin_type)],
             input=conf if isinstance(conf, str) else json.dumps(conf),
-            env={"PATH": path, "CNI_PATH": directories, "CNI_COMMAND": command, **variables},
+            env={"PATH": path, **self._environ, "CNI_PATH": directories, "CNI_COMMAND": command, **variables},
             capture_output=True,
             text=True,
             check=False,

@@ -1,14 +1,24 @@
-"""Kernel tests run in namespaces of their own, root or not, and say what the network looked like when they fail."""
+"""Kernel tests run in namespaces of their own, root or not, and say what the network looked like when they fail.
+
+With SHIMLAN_TEST_AGENT=1 an agent serves the host of each lab, and the plugin is the client.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import pytest
 
 from cni.ctl import sandbox
 from cni.ctl.lab import Lab, missing_tools
+from tests.client import compile_client
+from tests.kernel.agents import Agent
 
+WITH_AGENT = bool(os.environ.get("SHIMLAN_TEST_AGENT"))
 FAILED = pytest.StashKey[bool]()
 
 
@@ -22,10 +32,42 @@ def _sandboxed() -> None:
         pytest.skip(str(reason))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell pytest of our marker."""
+    config.addinivalue_line("markers", "in_process(reason): not to be run with SHIMLAN_TEST_AGENT=1, for that reason")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what cannot be, or is not to be, done by an agent."""
+    marker = item.get_closest_marker("in_process")
+    if WITH_AGENT and marker:
+        pytest.skip(f"in-process only: {marker.args[0]}")
+
+
+@pytest.fixture(scope="session")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The native client, with shimlan-ipam beside it."""
+    path = compile_client(tmp_path_factory.mktemp("client"))
+    path.with_name("shimlan-ipam").symlink_to(Path(sys.executable).with_name("shimlan-ipam"))
+    return path
+
+
+Serve = Callable[[Lab], AbstractContextManager[object]]
+
+
+@pytest.fixture(scope="session")
+def serve(request: pytest.FixtureRequest) -> Serve:
+    """What has an agent serve a lab for the time of a block, if all labs shall have one."""
+    if not WITH_AGENT:
+        return lambda _: nullcontext()
+    client = request.getfixturevalue("client")
+    return lambda lab: Agent(lab, client)
+
+
 @pytest.fixture
-def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+def lab(request: pytest.FixtureRequest, serve: Serve) -> Iterator[Lab]:
     """A lab of its own for one test."""
-    with Lab() as lab:
+    with Lab() as lab, serve(lab):
         yield lab
         if request.node.stash.get(FAILED, False):
             print(lab.dump())

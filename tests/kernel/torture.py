@@ -123,7 +123,7 @@ def start(lab: Lab, command: str, stdin: str, variables: Mapping[str, str]) -> F
         stderr=subprocess.PIPE,
         text=True,
         errors="surrogateescape",
-        env={"PATH": os.environ.get("PATH", os.defpath), "CNI_COMMAND": command, **variables},
+        env={"PATH": os.environ.get("PATH", os.defpath), **lab.environ, "CNI_COMMAND": command, **variables},
         start_new_session=True,
     )
     assert process.stdin

@@ -56,9 +56,9 @@ class TestUsage:
             ctl.main(["--help"])
         out = capsys.readouterr().out
         assert end.value.code == 0
-        assert all(f"\n    {name} " in out for name in ("demo", "status", "pool", "validate", "gc"))
+        assert all(f"\n    {name} " in out for name in ("agent", "demo", "status", "pool", "validate", "gc"))
         assert "examples:" in out
-        assert not any(later in out for later in ("doctor", "install", "agent"))
+        assert not any(later in out for later in ("doctor", "install"))
 
     @pytest.mark.parametrize("command", ctl.COMMANDS)
     def test_each_command_explains_itself(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cni import database
-from cni.database import FILE, CorruptStore, Database, boot_id, open_database, put_aside, transaction
+from cni.database import FILE, CorruptStore, Database, boot_id, open_database, put_aside
 from cni.errors import IOFailure, TryAgainLater
 from tests.unit.leases import in_processes
 
@@ -155,9 +155,8 @@ class TestTransactions:
 
     def test_a_locked_store_is_to_be_tried_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
-        other = open_database(str(tmp_path))
-        store = Database(str(tmp_path))
-        with transaction(other), pytest.raises(TryAgainLater, match="locked by another process for") as caught:
+        other, store = Database(str(tmp_path)), Database(str(tmp_path))
+        with other.transaction(), pytest.raises(TryAgainLater, match="locked by another process for") as caught:
             add(store, "a")
         assert caught.value.code == 11
         add(store, "a")
@@ -271,7 +270,7 @@ except Exception as error:
         monkeypatch.setattr(database, "BUSY_SECONDS", 0.01)
         store = Database(str(tmp_path))
         store.check_writable()
-        with transaction(open_database(str(tmp_path))), pytest.raises(TryAgainLater):
+        with Database(str(tmp_path)).transaction(), pytest.raises(TryAgainLater):
             store.check_writable()
 
 

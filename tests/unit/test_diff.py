@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni.attachment import InterfaceAddress, Link, Neighbour, Route, View
-from cni.diff import AddAddress, AddLink, Change, ReplaceNeighbour, SetLink, SetRoute, SetSysctl, SetUp, diff
+from cni.attachment import PROTO_SHIMLAN, SCOPE_LINK, InterfaceAddress, Link, Neighbour, Route, View
+from cni.diff import AddAddress, AddLink, Change, ReplaceNeighbour, SetLink, SetRoute, SetSysctl, SetUp, diff, surplus
 from cni.frozen import replace
 from tests.unit.attachments import MAC, planned
 
@@ -117,6 +117,28 @@ def test_a_child_of_a_macvlan_is_told_to_be_one_of_the_device_below() -> None:
     wanted = replace(POD, link=replace(POD.link, lower_index=7))
     assert diff(wanted, link(parent_index=7)) == ()
     assert told(wanted, POD) == ["ip link set eth0 link if7 (it is if2)"]
+
+
+def test_what_is_there_of_ours_and_not_wanted_is_surplus() -> None:
+    shim_mac = POD.neighbours[0].mac
+    old_route = Route(ip_network("198.51.100.9/32"), scope=SCOPE_LINK, protocol=PROTO_SHIMLAN)
+    old_entry = Neighbour(ip_address("198.51.100.9"), shim_mac)
+    others = replace(
+        POD,
+        routes=(*POD.routes, Route(ip_network("198.51.100.8/32"), scope=SCOPE_LINK)),
+        neighbours=(*POD.neighbours, Neighbour(ip_address("198.51.100.8"), MAC)),
+    )
+    assert surplus(POD, others) == surplus(POD, View(link=POD.link)) == surplus(View(), POD) == ()
+    more = replace(others, routes=(*others.routes, old_route), neighbours=(*others.neighbours, old_entry))
+    assert [str(removal) for removal in surplus(POD, more)] == [
+        "ip route del 198.51.100.9/32 dev eth0 proto 174 scope link",
+        "ip neigh del 198.51.100.9 dev eth0",
+    ]
+
+
+def test_a_route_of_ours_that_differs_is_corrected_and_not_surplus() -> None:
+    altered = tuple(replace(r, via=ip_address("192.0.2.9")) if r.protocol == PROTO_SHIMLAN else r for r in POD.routes)
+    assert surplus(POD, replace(POD, routes=altered)) == ()
 
 
 ROUTES: tuple[tuple[Route, Route, bool], ...] = (

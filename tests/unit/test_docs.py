@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").iterdir())
 MODULES = sorted(path.relative_to(ROOT).as_posix() for top in ("cni", "ipam") for path in (ROOT / top).rglob("*.py"))
-LAYERS = ("words", "core", "doors", "stories", "executables", "operator")
+LAYERS = ("words", "core", "doors", "stories", "executables", "agent", "operator")
 SOURCE = re.compile(r"`((?:cni|ipam|tests|docs|examples|bench|bin)/[\w./-]+)(?:::([\w.:]+))?`")
 LINK = re.compile(r"\]\(([^)#:]+)(#[^)]*)?\)")
 

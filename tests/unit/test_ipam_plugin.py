@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cni.database import open_database, transaction
+from cni.database import Database
 from ipam import plugin
 from ipam.service import dns_of
 from ipam.store import LeaseStore
@@ -167,7 +167,7 @@ def test_gc_reports_what_it_could_not_release(call: Runtime, monkeypatch: pytest
     release = LeaseStore.release
 
     def locked(self: LeaseStore, *arguments: Any) -> object:
-        with transaction(open_database(str(call.directory / "data"))):
+        with Database(str(call.directory / "data")).transaction():
             return release(self, *arguments)
 
     monkeypatch.setattr(LeaseStore, "release", locked)

@@ -90,7 +90,7 @@ def test_a_bug_is_an_error_object_and_its_traceback_is_for_the_log() -> None:
         raise ZeroDivisionError("oops")
 
     stdout, stderr = io.StringIO(), io.StringIO()
-    status = main({"CNI_COMMAND": "STATUS"}, io.BytesIO(b"{}"), stdout, stderr, serve=buggy)
+    status = main({"CNI_COMMAND": "STATUS"}, io.BytesIO(b'{"cniVersion": "1.0.0"}'), stdout, stderr, serve=buggy)
     answer = json.loads(stdout.getvalue())
     assert (status, answer["code"]) == (1, 199)
     assert "ZeroDivisionError: oops" in answer["msg"]

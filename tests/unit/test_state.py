@@ -16,7 +16,12 @@ from cni.state import Records, decode, encode
 from tests.unit.attachments import planned
 
 FULL = replace(
-    planned(shim={"routes": ["10.96.0.0/12"]}, mtu=1400, bcqueuelen=2000, bclim=-1),
+    planned(
+        shim={"hostAddresses": ["auto", "192.0.2.10"], "routes": ["10.96.0.0/12"]},
+        mtu=1400,
+        bcqueuelen=2000,
+        bclim=-1,
+    ),
     pod="default/db-0",
     leasing=Leasing("/var/lib/x", 60),
     delegate=Delegation("host-local", '{"name": "lan"}', "/opt/cni/bin", "IgnoreUnknown=1"),
@@ -43,7 +48,11 @@ def test_the_form_of_a_record_does_not_change() -> None:
 
 
 def test_a_record_of_the_first_version_is_read() -> None:
-    assert decode(GOLDEN.read_text()) == FULL
+    record = json.loads(GOLDEN.read_text())
+    assert decode(json.dumps(record)) == FULL
+    for added_since in ("reach",):
+        del record[added_since]
+    assert decode(json.dumps(record)) == replace(FULL, reach=None)
 
 
 def test_a_record_is_found_replaced_and_forgotten(database: Database) -> None:
@@ -57,6 +66,31 @@ def test_a_record_is_found_replaced_and_forgotten(database: Database) -> None:
     records.forget(FULL.key)
     records.forget(FULL.key)
     assert records.all() == []
+
+
+def test_a_record_that_is_revised_gets_no_newer(database: Database) -> None:
+    records = Records(database, "boot")
+    first, second = named("a"), named("b", shim=False)
+    for attachment in (first, second):
+        records.put(attachment)
+    moved = replace(first, parent="eth9", host=replace(first.host, link=replace(first.host.link, name="shim9")))
+    records.revise(moved)
+    assert records.all() == [moved, second]
+    assert records.behind("shim9") == [moved]
+    assert not records.is_needed("shim2")
+
+
+def test_what_is_not_recorded_is_not_revised(database: Database) -> None:
+    records = Records(database, "boot")
+    records.revise(FULL)
+    assert records.texts() == []
+
+
+def test_texts_are_what_is_decoded(database: Database) -> None:
+    records = Records(database, "boot")
+    for name in ("c", "a"):
+        records.put(named(name))
+    assert [decode(text) for text in records.texts()] == records.all() == [named("c"), named("a")]
 
 
 def test_records_of_another_boot_do_not_count(database: Database) -> None:
@@ -95,6 +129,7 @@ def test_a_record_holds_addresses_as_addresses() -> None:
 
 def test_what_a_newer_version_has_added_is_ignored() -> None:
     record = json.loads(encode(FULL))
-    for part in (record, record["key"], record["sandbox"]["link"], record["sandbox"]["routes"][0], record["leasing"]):
+    link, route = record["sandbox"]["link"], record["sandbox"]["routes"][0]
+    for part in (record, record["key"], link, route, record["leasing"], record["reach"]):
         part["added"] = "later"
     assert decode(json.dumps(record)) == FULL

@@ -1,0 +1,63 @@
+"""Waiting for the kernel on threads: what `cni.deletion` leaves to somebody in the background.
+
+One thread per deletion under way, as each of them sits in a system call for some 17 ms; threads that are free wait for
+the next one for a while. Nothing here knows what it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+IDLE_SECONDS = 10.0
+MOST = 512  # threads; beyond, `cni.deletion` waits in the foreground
+
+
+class Background:
+    """A `cni.deletion.Background` for processes that stay."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[tuple[Callable[[], int], int]] = queue.SimpleQueue()
+        self._free = threading.Semaphore(0)
+        self._threads = threading.BoundedSemaphore(MOST)
+
+    def __call__(self, action: Callable[[], int]) -> int:
+        """Run an action on a thread; the descriptor returned yields its number as one byte. Raises OSError."""
+        needed = not self._free.acquire(blocking=False)
+        if needed and not self._threads.acquire(blocking=False):
+            raise BlockingIOError(f"{MOST} deletions are under way")
+        reader, writer = os.pipe()
+        self._work.put((action, writer))
+        if needed:
+            threading.Thread(target=self._run, name="deletion", daemon=True).start()
+        return reader
+
+    def _run(self) -> None:
+        try:
+            while task := self._next():
+                _perform(*task)
+                self._free.release()
+        finally:
+            self._threads.release()
+
+    def _next(self) -> tuple[Callable[[], int], int] | None:
+        """What to do next; None to end."""
+        while True:
+            try:
+                return self._work.get(timeout=IDLE_SECONDS)
+            except queue.Empty:
+                if self._free.acquire(blocking=False):
+                    return None
+                # Somebody has just counted on this thread.
+
+
+def _perform(action: Callable[[], int], writer: int) -> None:
+    try:
+        number = action()
+        with suppress(BrokenPipeError):  # whoever asked has heard from the kernel, and gone on
+            os.write(writer, bytes([number]))
+    finally:
+        os.close(writer)

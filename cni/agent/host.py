@@ -1,0 +1,110 @@
+"""The host's namespace for a process that stays: what was read is remembered until the kernel tells of a change.
+
+Each ADD asks for the parent, its addresses and the shim. Answering takes the kernel's lock of all network
+configuration, which in a burst is what everybody waits for. The kernel queues its notification of a change before the
+change is reported as done, so whoever looks into the queue first never uses what is out of date.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cni import rtnetlink
+from cni.kernel import Namespace
+from cni.netlink import NetlinkError, Socket
+
+if TYPE_CHECKING:
+    from cni.attachment import InterfaceAddress, Link, Parent
+    from cni.deletion import Background
+
+T = TypeVar("T")
+
+# RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE of
+# include/uapi/linux/rtnetlink.h.
+GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+MOST = 1024  # answers; a host has some ten parents
+
+
+class Memory:
+    """Answers of the kernel about one namespace, that of the thread which makes it; threads may share it."""
+
+    def __init__(self) -> None:
+        self._changes = Socket(groups=GROUPS)
+        self._pending = select.poll()
+        self._pending.register(self._changes.fileno(), select.POLLIN)
+        self._lock = threading.Lock()
+        self._answers: dict[Hashable, Any] = {}
+        self._links: dict[int, tuple[object, ...]] = {}
+
+    def recall(self, question: Hashable, ask: Callable[[], T]) -> T:
+        """The answer to a question: as remembered, or asked for anew if anything has changed since."""
+        with self._lock:
+            self._forget_if_changed()
+            answers = self._answers
+            if question in answers:
+                known: T = answers[question]
+                return known
+        answer = ask()
+        # What was asked for before a change goes into the dictionary of that time, which nobody reads any more.
+        if len(answers) < MOST:
+            answers[question] = answer
+        return answer
+
+    def forget(self) -> None:
+        """Forget all answers, for those who know of a change that the kernel may not have told everybody of yet."""
+        with self._lock:
+            self._answers = {}
+
+    def _forget_if_changed(self) -> None:
+        changed = False
+        while self._pending.poll(0):
+            try:
+                for kind, _, _, body in self._changes.receive():
+                    changed = self._matters(kind, body) or changed
+            except NetlinkError:  # ENOBUFS: more than the socket could hold
+                changed = True
+        if changed:
+            self._answers = {}
+
+    def _matters(self, kind: int, body: bytes) -> bool:
+        """Whether a notification tells of anything that could change an answer."""
+        if kind in (rtnetlink.RTM_NEWROUTE, rtnetlink.RTM_DELROUTE):
+            # Those to single destinations are of pods, and no question is about them.
+            _, length, *_ = rtnetlink.ROUTE_HEADER.unpack_from(body)
+            return bool(length == 0)
+        if kind != rtnetlink.RTM_NEWLINK:
+            return True
+        # Many a NIC says something of its receive filter with each child that comes and goes.
+        index, seen = rtnetlink.parse_index(body), rtnetlink.link_fingerprint(body)
+        known = self._links.get(index) == seen
+        self._links[index] = seen
+        return not known
+
+
+class Host(Namespace):
+    """The host's namespace, with a memory; one thread at a time may use it."""
+
+    def __init__(self, memory: Memory, background: Background) -> None:
+        super().__init__(background=background)
+        self._memory = memory
+
+    def link(self, name: str) -> Link | None:
+        return self._memory.recall(("link", name), lambda: super(Host, self).link(name))
+
+    def parent(self, name: str) -> Parent | None:
+        return self._memory.recall(("parent", name), lambda: super(Host, self).parent(name))
+
+    def addresses(self, index: int = 0, permanent: bool = False) -> list[tuple[int, InterfaceAddress]]:
+        return self._memory.recall(
+            ("addresses", index, permanent), lambda: super(Host, self).addresses(index, permanent)
+        )
+
+    def default_link(self) -> str:
+        return self._memory.recall(("default",), super().default_link)
+
+    def delete_link(self, index: int) -> None:
+        super().delete_link(index)
+        self._memory.forget()
