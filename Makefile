@@ -11,8 +11,13 @@ TOOLS := ip=iproute2 ping=iputils-ping nsenter=util-linux nft=nftables /usr/lib/
 # The functional core: no I/O, so that plain unit tests can go everywhere in it.
 CORE := cni/attachment.py,cni/config.py,cni/diff.py,cni/errors.py,cni/frozen.py,cni/mac.py,cni/protocol.py,cni/quickjson.py,cni/refusals.py,cni/rtnetlink.py,cni/section.py,cni/values.py,ipam/allocate.py,ipam/config.py,ipam/pools.py
 
+# The native client is static, so that it runs on any node: on this machine's kind, and on those of most clusters.
+CLIENTS := build/client/shimlan build/client/x86_64/shimlan build/client/aarch64/shimlan
+CLIENT_FLAGS := -static -Os -s -fno-unwind-tables -fno-asynchronous-unwind-tables -std=c11 -Wall -Wextra -Werror
+COMPILER := ziglang>=0.17,<0.18
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit kernel torture bench tools clean
+.PHONY: help demo test lint unit kernel agent torture walk client bench tools clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,11 +39,31 @@ unit: $(STAMP) ## Unit tests; branch coverage of the functional core at least 95
 kernel: $(STAMP) tools ## Tests against the real kernel; they skip, saying so, what needs root
 	$(BIN)/pytest -n 4 --dist worksteal tests/kernel
 
+agent: $(STAMP) tools ## The kernel tests once more, through client and agent
+	SHIMLAN_TEST_AGENT=1 $(BIN)/pytest -n 4 --dist worksteal tests/kernel
+
 torture: $(STAMP) tools ## The long form of the crash, concurrency, race and fuzz tests
 	SHIMLAN_TORTURE=full $(BIN)/pytest -n 3 --dist worksteal tests/kernel/test_crash.py tests/kernel/test_concurrency.py tests/kernel/test_fuzz.py tests/kernel/test_races.py
 
-bench: $(STAMP) tools ## Compare with the reference plugins and print the table
-	$(BIN)/python -m bench --plugin $(abspath $(BIN))/shimlan
+client: $(CLIENTS) ## Build the native client into build/client (some minutes at first, then at once)
+
+build/client/shimlan: build/client/$(shell uname -m)/shimlan
+	@cp $< $@
+
+# Zig has a C library for each kind of machine; what it makes of them stays below build/.
+build/client/%/shimlan: cni/client/client.c cni/__init__.py | $(VENV)/.compiler
+	@mkdir -p $(@D)
+	ZIG_GLOBAL_CACHE_DIR=$(abspath build/zig) ZIG_LOCAL_CACHE_DIR=$(abspath build/zig) \
+	$(BIN)/python -m ziglang cc -target $*-linux-musl $(CLIENT_FLAGS) \
+		-DSHIMLAN_VERSION='"$(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' cni/__init__.py)"' -o $@ $<
+
+# Only for the client: 400 MB.
+$(VENV)/.compiler: | $(STAMP)
+	@$(BIN)/pip install --quiet --disable-pip-version-check '$(COMPILER)'
+	@touch $@
+
+bench: $(STAMP) tools client ## Compare with the reference plugins and print the table
+	$(BIN)/python -m bench --plugin $(abspath $(BIN))/shimlan --client $(abspath build/client/shimlan)
 
 tools: ## Install the Debian packages that tests and demo need, when root
 	@missing=; for tool in $(TOOLS); do command -v "$${tool%%=*}" > /dev/null || missing="$$missing $${tool##*=}"; done; \
@@ -53,7 +78,7 @@ $(STAMP): pyproject.toml $(SOURCES)
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { \
 		[ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qqy python3-venv > /dev/null && $(PYTHON) -m venv $(VENV); }
 	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade '.[dev]'
-	@rm -rf build *.egg-info
+	@rm -rf build/lib build/bdist.* build/scripts-* *.egg-info
 	@touch $@
 
 clean: ## Remove what the targets above made

@@ -16,7 +16,7 @@ from cni.frozen import frozen
 
 SIZES, QUICK_SIZES = (1, 50, 100, 200), (1, 200)
 MOST = SIZES[-1]
-MOST_IN_PROCESS = 100  # beyond, on two processors, some wait for the store for more than the 5 s that they are ready to
+MOST_IN_PROCESS = 100  # which takes seconds as it is
 NOT_PLOTTED = 100
 BURST_SETTLE_SECONDS = 0.5  # after the largest
 SLOW_ROUNDS = 5  # at most, of the larger ones

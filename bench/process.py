@@ -14,11 +14,13 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from cni.errors import TryAgainLater
 from cni.frozen import frozen
 
 Json = dict[str, Any]
 
 READ_BYTES = 1 << 16
+PATIENCE_SECONDS = 60  # for calls that are to be tried again
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # of programs that are started
 
 
@@ -37,11 +39,23 @@ class Call:
 
 @frozen
 class Answer:
-    """How a call ended, and how long that took."""
+    """How a call ended, and how long that took; `failure` is its story when it did not succeed."""
 
     seconds: float
     stdout: bytes
     stderr: bytes
+    failure: str = ""
+
+    def or_raise(self) -> Answer:
+        """Itself when it is a success; else raises Failed."""
+        if self.failure:
+            raise Failed(self.failure)
+        return self
+
+    @property
+    def asks_to_try_again(self) -> bool:
+        """Whether it is error 11 of the CNI spec."""
+        return bool(self.failure and self.stdout.startswith(b"{") and self.json.get("code") == TryAgainLater.code)
 
     @property
     def json(self) -> Json:
@@ -54,7 +68,7 @@ class Running:
     """A process under way; everything that takes time on our side is done before the clock starts."""
 
     def __init__(self, call: Call) -> None:
-        self._call = call
+        self.call = call
         self._out, writer = os.pipe2(os.O_CLOEXEC)
         self._err = os.memfd_create("stderr", os.MFD_CLOEXEC)
         stdin = os.memfd_create("stdin", os.MFD_CLOEXEC)
@@ -80,17 +94,20 @@ class Running:
         return not chunk
 
     def finish(self) -> Answer:
-        """Wait for the end of the process, after that of its output. Raises Failed unless it succeeded."""
+        """Wait for the end of the process, after that of its output."""
         _, status = os.waitpid(self._pid, 0)
         seconds = time.perf_counter() - self.started
         os.close(self._out)
         stderr = os.pread(self._err, READ_BYTES, 0)
         os.close(self._err)
-        if status:
-            story = b" ".join((self._stdout, stderr)).decode(errors="replace").strip()
-            words = " ".join((self._call.env.get("CNI_COMMAND", ""), *self._call.argv))
-            raise Failed(f"{words}: exit status {os.waitstatus_to_exitcode(status)}: {story}")
-        return Answer(seconds, self._stdout, stderr)
+        return Answer(seconds, self._stdout, stderr, self._failure(status, stderr))
+
+    def _failure(self, status: int, stderr: bytes) -> str:
+        if not status:
+            return ""
+        story = b" ".join((self._stdout, stderr)).decode(errors="replace").strip()
+        words = " ".join((self.call.env.get("CNI_COMMAND", ""), *self.call.argv))
+        return f"{words}: exit status {os.waitstatus_to_exitcode(status)}: {story}"
 
 
 def run(call: Call) -> Answer:
@@ -98,22 +115,46 @@ def run(call: Call) -> Answer:
     running = Running(call)
     while not running.read():
         pass
-    return running.finish()
+    return running.finish().or_raise()
+
+
+class Crowd:
+    """Calls that run at the same time, and their answers as they came in."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self._running: dict[int, Running] = {}
+        self._poller = select.poll()
+
+    def start(self, call: Call, started: float = 0) -> None:
+        """Start a call; `started` is when it was tried for the first time."""
+        process = Running(call)
+        process.started = started or process.started
+        self._running[process.fileno()] = process
+        self._poller.register(process, select.POLLIN)
+
+    def wait(self) -> None:
+        """Wait until all have ended; those who are asked to try again do so, for a while, as a runtime would."""
+        while self._running:
+            for fd, _ in self._poller.poll():
+                if self._running[fd].read():
+                    self._poller.unregister(fd)
+                    self._end(self._running.pop(fd))
+
+    def _end(self, process: Running) -> None:
+        answer = process.finish()
+        if answer.asks_to_try_again and answer.seconds < PATIENCE_SECONDS:
+            self.start(process.call, process.started)
+        else:
+            self.answers.append(answer)
 
 
 def run_at_once(calls: Iterable[Call]) -> tuple[float, list[Answer]]:
-    """Start all calls before waiting for any; the time until all were done, and the answers as they came in."""
-    answers: list[Answer] = []
-    poller = select.poll()
+    """Start all calls before waiting for any; the time until all were done, and the answers. Raises Failed."""
     started = time.perf_counter()
-    running = {}
+    crowd = Crowd()
     for call in calls:
-        process = Running(call)
-        running[process.fileno()] = process
-        poller.register(process, select.POLLIN)
-    while running:
-        for fd, _ in poller.poll():
-            if running[fd].read():
-                poller.unregister(fd)
-                answers.append(running.pop(fd).finish())
-    return time.perf_counter() - started, answers
+        crowd.start(call)
+    crowd.wait()
+    seconds = time.perf_counter() - started
+    return seconds, [answer.or_raise() for answer in crowd.answers]

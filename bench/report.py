@@ -33,8 +33,8 @@ Processor time is that of the client's processes and of all threads of the agent
 agent's VmRSS in millions of bytes; its descriptors and threads are counted when it rests.
 """,
     IN_PROCESS: """\
-A Python process for each call. More than a hundred at once are not tried: on two processors, some would wait for the
-store for longer than the 5 s after which they ask the runtime to try again.
+A Python process for each call; no more than a hundred at once are tried. One that waits for the store for 5 s asks the
+runtime to try again, which is then part of its time.
 """,
     PEER: """\
 Beside themselves: host-local reads the file of each lease that is held.

@@ -6,10 +6,9 @@ comparison (`cni.diff`) and DEL is "want nothing". The recipe behind `plan_cross
 
 from __future__ import annotations
 
-from ipaddress import ip_network
-
 from cni.errors import InvalidConfig, ParentUnusable
 from cni.frozen import frozen, replace
+from cni.inet import single, subnet
 from cni.protocol import Interface, IpConfig, Result, RouteConfig
 
 TYPE_CHECKING = False
@@ -411,7 +410,7 @@ def _host_end(shim: Link, crossing: Crossing) -> View:
 
 def _on_link(ip: Address, source: Address | None = None) -> Route:
     scope = SCOPE_LINK if ip.version == 4 else SCOPE_UNIVERSE
-    return Route(dst=ip_network(ip), src=source, scope=scope, protocol=PROTO_SHIMLAN)
+    return Route(dst=single(ip), src=source, scope=scope, protocol=PROTO_SHIMLAN)
 
 
 def _family(item: Any) -> int:
@@ -455,9 +454,9 @@ def shim_link(parent: Parent, mac: str) -> Link:
 
 def source_for(pod: InterfaceAddress, reached: Sequence[InterfaceAddress]) -> Address:
     """The host's address towards a pod: one of the pod's own subnet if there is, else the first of the family."""
-    subnet = ip_network((pod.ip, pod.prefixlen), strict=False)
+    around = subnet(pod.ip, pod.prefixlen)
     candidates = [host.ip for host in reached if host.ip.version == pod.ip.version]
-    return next((ip for ip in candidates if ip in subnet), candidates[0])
+    return next((ip for ip in candidates if ip in around), candidates[0])
 
 
 def _of_families(

@@ -246,7 +246,7 @@ class Namespace:
                 raise _explained(changes[start], error)
             time.sleep(MAC_RETRY_PAUSE)
 
-    def remove_host_entries(self, view: View) -> None:
+    def remove_entries(self, view: View) -> None:
         """Remove the routes and neighbours of a view from its link; those that are gone already are fine."""
         if view.link is None or (link := self.link(view.link.name)) is None:
             return

@@ -40,7 +40,7 @@ def attach(node: Node, attachment: Attachment) -> None:
 
 def detach(node: Node, attachment: Attachment) -> None:
     """Remove the pod's entries on the host."""
-    node.host.remove_host_entries(attachment.host)
+    node.host.remove_entries(attachment.host)
 
 
 def retire(node: Node, attachment: Attachment) -> None:
@@ -111,7 +111,7 @@ def _forget_behind(node: Node, shim: Link, orphans: set[Address]) -> None:
         routes=tuple(route for route in routes if route.dst.network_address in orphans),
         neighbours=tuple(entry for entry in neighbours if entry.ip in orphans),
     )
-    node.host.remove_host_entries(lost)
+    node.host.remove_entries(lost)
     # Other entries are of pods whose records were lost as well: they still live by the shim, and by its source NAT.
     if len(lost.routes) == len(routes):
         remove_unused(node, shim, shim.parent_index)

@@ -7,7 +7,6 @@ nor the runtime's memory. Its JSON is pinned by a golden test: fields are only e
 from __future__ import annotations
 
 import time
-from ipaddress import ip_address, ip_network
 
 from cni import quickjson
 from cni.attachment import (
@@ -24,6 +23,7 @@ from cni.attachment import (
     View,
 )
 from cni.errors import IOFailure
+from cni.inet import address, network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,6 +93,12 @@ class Records:
         """The attachments of all networks, the newest last."""
         return self._select("1")
 
+    def counts(self) -> dict[str, int]:
+        """How many attachments each network has."""
+        statement = "SELECT network, count(*) FROM attachments WHERE boot_id = ? GROUP BY network"
+        with self._database.reading() as connection:
+            return dict(connection.execute(statement, (self._boot_id,)).fetchall())
+
     def texts(self) -> list[str]:
         """The same as they are stored, for those who remember what they decoded."""
         return self._texts("1")
@@ -158,7 +164,7 @@ def decode(text: str) -> Attachment:
         "key": _known(Key, record["key"]),
         "sandbox": _view(record["sandbox"]),
         "host": _view(record["host"]),
-        "source_nat": tuple(SourceNat(r["shim"], ip_address(r["address"])) for r in record["source_nat"]),
+        "source_nat": tuple(SourceNat(r["shim"], address(r["address"])) for r in record["source_nat"]),
         "leasing": _known(Leasing, leasing) if leasing else None,
         "delegate": _known(Delegation, delegate) if delegate else None,
         "reach": _reach(record.get("reach")),
@@ -175,9 +181,9 @@ def _known(kind: type[T], fields: dict[str, Any]) -> T:
 def _view(record: dict[str, Any]) -> View:
     return View(
         link=_known(Link, record["link"]) if record["link"] else None,
-        addresses=tuple(InterfaceAddress(ip_address(r["ip"]), r["prefixlen"]) for r in record["addresses"]),
+        addresses=tuple(InterfaceAddress(address(r["ip"]), r["prefixlen"]) for r in record["addresses"]),
         routes=tuple(_route(r) for r in record["routes"]),
-        neighbours=tuple(Neighbour(ip_address(r["ip"]), r["mac"]) for r in record["neighbours"]),
+        neighbours=tuple(Neighbour(address(r["ip"]), r["mac"]) for r in record["neighbours"]),
         sysctls=tuple((name, value) for name, value in record["sysctls"]),
     )
 
@@ -185,10 +191,10 @@ def _view(record: dict[str, Any]) -> View:
 def _reach(record: dict[str, Any] | None) -> Reach | None:
     if record is None:  # also that of a version that did not note it
         return None
-    by_hand = tuple(map(ip_address, record["by_hand"]))
-    return _known(Reach, record | {"by_hand": by_hand, "routes": tuple(map(ip_network, record["routes"]))})
+    by_hand = tuple(map(address, record["by_hand"]))
+    return _known(Reach, record | {"by_hand": by_hand, "routes": tuple(map(network, record["routes"]))})
 
 
 def _route(record: dict[str, Any]) -> Route:
-    addresses = {name: ip_address(record[name]) if record[name] else None for name in ("via", "src")}
-    return _known(Route, record | addresses | {"dst": ip_network(record["dst"])})
+    addresses = {name: address(record[name]) if record[name] else None for name in ("via", "src")}
+    return _known(Route, record | addresses | {"dst": network(record["dst"])})

@@ -18,7 +18,7 @@ Address = IPv4Address | IPv6Address
 Owned = tuple[int, InterfaceAddress]  # an address and the index of its link
 
 
-class Host:
+class HostFacts:
     """The host's namespace as one pass finds it; `recorded` are the attachments on record, the newest last."""
 
     def __init__(self, namespace: Namespace, recorded: Sequence[Attachment]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from cni import netns
+from cni.agent.background import Background
 from cni.agent.events import CLEAN, Dirty
 from cni.agent.journal import Journal
 from cni.agent.metrics import Metrics
@@ -42,6 +43,7 @@ class Keeper:
         self._metrics = metrics
         self._resync_seconds = resync_seconds
         self._grace_seconds = grace_seconds
+        self._background = Background()
         self._reconcilers: dict[str, Reconciler] = {}
         self._directories = [data_dir]
         self._requests: Callable[[], int] = lambda: 0
@@ -107,8 +109,7 @@ class Keeper:
         dirty = EVERYTHING
         while not self._stopping:
             try:
-                self._greet_newcomers()
-                seconds = self._make_passes(dirty)
+                seconds = self._make_passes(dirty | self._greet_newcomers())
                 self._ready.set()
                 dirty = self._wait(seconds)
                 self._let_requests_go_first()
@@ -131,7 +132,7 @@ class Keeper:
             dirty = self._watch.wait(left)
             if self._newcomers:
                 time.sleep(GATHER_SECONDS)
-                self._greet_newcomers()
+                dirty |= self._greet_newcomers()
         return EVERYTHING if time.monotonic() >= due else dirty
 
     def _let_requests_go_first(self) -> None:
@@ -139,13 +140,18 @@ class Keeper:
         while self._requests() and time.monotonic() < until and not self._stopping:
             time.sleep(LOOK_SECONDS)
 
-    def _greet_newcomers(self) -> None:
+    def _greet_newcomers(self) -> Dirty:
+        """Follow them; as nobody has listened to them since they were attached, they are to be looked at."""
+        found = set()
         while self._newcomers:
             fd = self._newcomers.popleft()
             try:
-                self._watch.follow(netns.identity(fd), fd)
+                identity = netns.identity(fd)
+                self._watch.follow(identity, fd)
+                found.add(identity)
             finally:
                 os.close(fd)
+        return Dirty(pods=frozenset(found))
 
     def _make_passes(self, dirty: Dirty) -> float:
         """A pass over each data directory; after how many seconds another one is worth while."""
@@ -165,13 +171,17 @@ class Keeper:
         self._metrics.reconciled(seconds, len(last.errors))
         for repair in last.repairs:
             self._metrics.repaired(repair.kind)
-        for _ in last.cleared:
-            self._metrics.stale_cleared()
+        for finding in last.cleared:
+            if finding.key is not None:
+                self._metrics.stale_cleared()
 
     def _reconciler(self, data_dir: str) -> Reconciler:
         if data_dir not in self._reconcilers:
             self._reconcilers[data_dir] = Reconciler(
-                Node(data_dir, self._journal), self._journal, grace_seconds=self._grace_seconds, visit=self._visit
+                Node(data_dir, self._journal, self._background),
+                self._journal,
+                grace_seconds=self._grace_seconds,
+                visit=self._visit,
             )
         return self._reconcilers[data_dir]
 

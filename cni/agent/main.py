@@ -8,8 +8,6 @@ import resource
 import signal
 import sys
 import threading
-from collections import Counter
-from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from cni.agent.settings import Settings
-    from ipam.ledger import RangeUse
 
 KEEPER_SECONDS = 10.0  # for the pass under way at the end
 # Objects between two collections of garbage. A request makes some thousand, and hardly any of them in circles.
@@ -85,7 +82,7 @@ class Agent:
         except OSError as error:
             raise IOFailure(f"cannot hear the kernel's events: {error.strerror}") from error
         service = Service(journal, metrics, self._keeper)
-        self._server = Server(listener, service.serve, journal, metrics)
+        self._server = Server(listener, service.serve, journal, metrics, most_workers=settings.max_workers)
         self._opened = ExitStack()
         self._serve_metrics(metrics, journal)
 
@@ -129,19 +126,13 @@ class Agent:
         database = Database(self._settings.state_dir)
         records, leases = Records(database, boot_id()), LeaseStore(database, boot_id())
 
-        def attachments() -> Mapping[str, int]:
-            return Counter(attachment.key.network for attachment in records.all())
-
-        def pools() -> Iterable[RangeUse]:
-            return leases.ranges()
-
         return Readings(
             workers=lambda: self._server.workers,
             requests_in_flight=lambda: self._server.in_flight,
             waiting_connections=lambda: self._server.waiting,
             repairs_backed_off=lambda: self._keeper.backed_off,
-            attachments=attachments,
-            pools=pools,
+            attachments=records.counts,
+            pools=leases.ranges,
         )
 
     def _is_healthy(self) -> tuple[bool, str]:

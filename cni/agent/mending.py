@@ -7,7 +7,7 @@ chosen for itself is left alone, a route waits for the address that it needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv6Address
 
 from cni.attachment import (
     PROTO_SHIMLAN,
@@ -33,6 +33,7 @@ from cni.diff import (
     surplus,
 )
 from cni.frozen import frozen, replace
+from cni.inet import subnet
 
 Address = IPv4Address | IPv6Address
 Step = Change | Removal
@@ -93,10 +94,10 @@ def _lost_connected(wanted: View, observed: View) -> Iterable[Route]:
 
 
 def _connected(address: InterfaceAddress) -> Route:
-    subnet = ip_network((address.ip, address.prefixlen), strict=False)
-    if subnet.version == 4:
-        return Route(subnet, src=address.ip, scope=SCOPE_LINK, protocol=PROTO_KERNEL)
-    return Route(subnet, scope=SCOPE_UNIVERSE, metric=CONNECTED_METRIC_6, protocol=PROTO_KERNEL)
+    around = subnet(address.ip, address.prefixlen)
+    if around.version == 4:
+        return Route(around, src=address.ip, scope=SCOPE_LINK, protocol=PROTO_KERNEL)
+    return Route(around, scope=SCOPE_UNIVERSE, metric=CONNECTED_METRIC_6, protocol=PROTO_KERNEL)
 
 
 # --- what is done about it ---------------------------------------------------------------------------------------
@@ -105,12 +106,15 @@ def _connected(address: InterfaceAddress) -> Route:
 def for_pod(steps: Iterable[Step], elsewhere: Iterable[Route] = ()) -> Mending:
     """What to do in a pod; `elsewhere` are the routes through its other links.
 
-    A route that IPAM asked for is not put back where another one has its place: somebody in the pod wanted it so.
+    A MAC that others have changed is theirs. A route that IPAM asked for is not put back where another one has its
+    place: somebody in the pod wanted it so.
     """
     taken = {route_key(route) for route in elsewhere}
 
     def objection(step: Step) -> str:
         match step:
+            case SetLink(_, "address"):
+                return "left alone: somebody has changed it since, as the plugin tuning does"
             case SetLink(_, option) if option not in SETTABLE:
                 return "cannot be changed any more: have the runtime make the pod anew"
             case SetRoute(_, route, found) if is_asked(route) and (found or route_key(route) in taken):

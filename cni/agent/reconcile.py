@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from cni import shim, survey
 from cni.agent.backoff import Backoff
 from cni.agent.events import Dirty
-from cni.agent.facts import Host
+from cni.agent.facts import HostFacts
 from cni.agent.findings import Findings, Repair
 from cni.agent.repair import Repairer
 from cni.attachment import Attachment, Facts, Key, Link, Parent, replan
@@ -111,14 +111,14 @@ class Reconciler:
         now = self._clock()
         self._backoff.forget_old(now)
         recorded = self._recorded(found)
-        host = Host(self._node.host, recorded)
+        host = HostFacts(self._node.host, recorded)
         repairer = Repairer(self._node, self._log, host, self._backoff, now, found, self._visit)
         tasks = [self._task(attachment, host.facts(attachment), dirty, found) for attachment in recorded]
         self._plans = {task.attachment.key: (task.attachment, task.facts, task.wanted) for task in tasks}
         changing = [task for task in tasks if task.is_changing]
         stuck = self._revise(changing, repairer, found)
         self._mend([task for task in tasks if task not in stuck], repairer, found)
-        if dirty.everything or dirty.host or changing:
+        if (dirty.everything or dirty.host or changing) and any(task.wanted.source_nat for task in tasks):
             self._translate_sources(self._recorded(found) if changing else recorded, repairer, found)
         self._clear_stale(recorded, found)
 
@@ -191,14 +191,13 @@ class Reconciler:
                     repairer.mend(task.wanted, task.parent)
 
     def _translate_sources(self, recorded: Sequence[Attachment], repairer: Repairer, found: Findings) -> None:
-        """The source NAT of `shim.routes`, where somebody needs it; the newest attachment decides."""
+        """The source NAT of `shim.routes`; of several attachments behind one shim the newest decides."""
         rules = [rule for attachment in reversed(recorded) for rule in attachment.source_nat]
-        if rules:
-            try:
-                repairer.translate_sources(rules)
-            except KernelRefused as error:  # by a kernel without nftables, say
-                found.host_unfinished = True
-                found.errors[f"source NAT for shim.routes: {error}"] = None
+        try:
+            repairer.translate_sources(rules)
+        except KernelRefused as error:  # by a kernel without nftables, say
+            found.host_unfinished = True
+            found.errors[f"source NAT for shim.routes: {error}"] = None
 
     # --- what is stale -----------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from cni import nftables, shim
 from cni.agent import mending
 from cni.agent.backoff import Backoff
-from cni.agent.facts import Host, ShimSide, find_parent
+from cni.agent.facts import HostFacts, ShimSide, find_parent
 from cni.agent.findings import ON_HOST, Findings, Repair
 from cni.agent.mending import Mending, Step
 from cni.attachment import Attachment, Facts, Key, Link, Parent, Route, SourceNat, View, replan
@@ -32,7 +32,7 @@ class Repairer:
         self,
         node: Node,
         log: Log,
-        host: Host,
+        host: HostFacts,
         backoff: Backoff,
         now: float,
         found: Findings,
@@ -81,7 +81,7 @@ class Repairer:
             if locked:
                 self._record(attachment, wanted)
                 if before and after and before.name != after.name:
-                    self._node.host.remove_host_entries(attachment.host)
+                    self._node.host.remove_entries(attachment.host)
         return locked
 
     def mend(self, attachment: Attachment, parent: Parent | None) -> None:
@@ -249,7 +249,7 @@ class Repairer:
         if link:
             obsolete = mending.removed(steps, link)
             if obsolete.routes or obsolete.neighbours:
-                namespace.remove_host_entries(obsolete)
+                namespace.remove_entries(obsolete)
         self._node.apply(namespace, mending.changed(steps), parents, link.index if link else 0)
         self._found.fights += fights
         # Sysctls come with the link that they are set for.

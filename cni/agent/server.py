@@ -45,11 +45,11 @@ BACKLOG = 1024  # connections that nobody has accepted yet; net.core.somaxconn m
 MODE = 0o600
 LONGEST_PATH = 107 - len(".new")  # bytes; sun_path with its NUL has 108, unix(7)
 
-WORKERS = min(8, 2 + len(os.sched_getaffinity(0)))  # that should be ready to accept: more only fight for the GIL
+WORKERS = min(8, 1 + len(os.sched_getaffinity(0)))  # that should be ready to accept: more only fight for the GIL
 MOST_WORKERS = 256
 STACK_BYTES = 2 << 20  # Python 3.13 lets C code nest 10,000 calls: 1.5 MB of stack when JSON is read
 ACCEPT_SECONDS = 1  # without a connection, then a worker looks whether it is still needed
-STUCK_SECONDS = 0.02  # a request that takes longer waits for something, and leaves the processor to others
+STUCK_SECONDS = 0.25  # a request that takes longer waits for something, and leaves the processor to others
 TICK_SECONDS = 0.01  # between two looks at the workers while all of them are busy
 
 PATIENCE_SECONDS = 0.005  # of a worker with a request that is on its way
@@ -413,16 +413,19 @@ class Server:
         journal: Journal,
         metrics: Metrics | None = None,
         allowed_uid: int | None = None,
+        most_workers: int = 0,
     ) -> None:
         """`handle` should not raise: its client would get no answer. The namespace in a request is closed after it.
 
-        `allowed_uid`: whose requests are served, by default those of this process's own user.
+        `allowed_uid`: whose requests are served, by default those of this process's own user. `most_workers`: how many
+        requests at a time, MOST_WORKERS for 0.
         """
         self._listener = listener
         self._handle = handle
         self._journal = journal
         self._metrics = metrics or Metrics()
         self._allowed_uid = os.geteuid() if allowed_uid is None else allowed_uid
+        self._most_workers = most_workers
         self._room = WaitingRoom(self._take, self._give_up)
         self._watcher = threading.Thread(target=self._watch, name="waiting-room", daemon=True)
         self._busy: set[Incoming] = set()  # what workers attend to
@@ -480,7 +483,7 @@ class Server:
     def _hire(self) -> bool:
         """Start another worker, if there may be one more; whether that went well."""
         with self._lock:
-            if self._workers >= MOST_WORKERS or not (self._open or self._ready):
+            if self._workers >= (self._most_workers or MOST_WORKERS) or not (self._open or self._ready):
                 return False
             self._workers += 1
         try:

@@ -367,8 +367,7 @@ static void on_alarm(int signal_number) {
     if (finishing)
         _exit(1);
     out_length = 0;
-    fail(TRY_AGAIN_LATER,
-         TEXT("not done within ", timeout(), " s (SHIMLAN_TIMEOUT): ", waiting_for, "; see the agent's log"),
+    fail(TRY_AGAIN_LATER, TEXT("not done within ", timeout(), " s (SHIMLAN_TIMEOUT): ", waiting_for),
          TEXT("the agent's socket: ", socket_path()));
 }
 
@@ -522,7 +521,7 @@ static int connect_to_agent(void) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int fd;
 
-    waiting_for = "the agent accepts no connection";
+    waiting_for = "the agent accepts no connection; see its log";
     if (strlen(socket_path()) >= sizeof address.sun_path)
         refuse("SHIMLAN_SOCKET", socket_path(), " is too long: the path of a socket has at most 107 bytes");
     strcpy(address.sun_path, socket_path());
@@ -577,7 +576,7 @@ static int send_request(void) {
         {&header, sizeof header}, {environment, header.environment_length}, {input.bytes, input.length}};
     int fd = connect_to_agent();
 
-    waiting_for = "the agent does not take the request";
+    waiting_for = "the agent does not take the request; see its log";
     memcpy(header.magic, MAGIC, MAGIC_SIZE);
     /* An agent that has enough before it has all may have answered. */
     if (!send_all(fd, parts, parts + 3, netns_fd) && errno != EPIPE && errno != ECONNRESET)
@@ -601,7 +600,7 @@ _Noreturn static void ask_agent(void) {
     struct answer_header header;
     int fd = send_request();
 
-    waiting_for = "the agent does not answer";
+    waiting_for = "the agent does not answer; see its log";
     receive(fd, sizeof header);
     memcpy(&header, answer.bytes, sizeof header);
     if (memcmp(header.magic, MAGIC, MAGIC_SIZE) || header.status > UINT8_MAX || header.length > MAX_ANSWER)

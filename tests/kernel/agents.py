@@ -10,18 +10,21 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from cni.ctl import sandbox
-from cni.ctl.lab import Lab
+from cni.ctl.lab import CniAnswer, Lab
 
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
 
 SHIMLANCTL = str(Path(sys.executable).with_name("shimlanctl"))
+# Has an agent serve a lab for the time of a block, if all labs shall have one; else nothing happens.
+Serve = Callable[[Lab], AbstractContextManager[object]]
+
 BUG = re.compile("Traceback|please report|internal error")  # what no log may tell of
 
 
@@ -57,6 +60,8 @@ class Agent:
             self.directory = Path(opened.enter_context(scratch))
             self.socket = str(self.directory / "agent.sock")
             self._log = opened.enter_context(open(self.directory / "log", "ab"))
+            self._notified = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            self._notified.bind(str(self.directory / "notify"))
             opened.enter_context(self._as_plugin())
             self.start()
             self._opened = opened.pop_all()
@@ -85,15 +90,19 @@ class Agent:
 
     def start(self, *options: str) -> None:
         """Start it, and wait until it serves; `options` are added to those it was made with."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
-            address = str(self.directory / "notify")
-            ready.bind(address)
-            self._process = self.launch(*options, NOTIFY_SOCKET=address)
-            try:
-                ready.settimeout(START_SECONDS)
-                assert _hears(ready, self._process) == b"READY=1", f"the agent did not start\n{self.log}"
-            finally:
-                os.unlink(address)
+        self._process = self.launch(*options, NOTIFY_SOCKET=str(self.directory / "notify"))
+        while (said := self._hear()) != "READY=1":
+            assert said, f"the agent did not start\n{self.log}"
+
+    def _hear(self) -> str:
+        """What it tells systemd next; nothing when it has ended, or takes too long."""
+        assert self._process is not None
+        ended = os.pidfd_open(self._process.pid)
+        try:
+            heard, _, _ = select.select([self._notified, ended], [], [], START_SECONDS)
+        finally:
+            os.close(ended)
+        return self._notified.recv(4096).decode() if self._notified in heard else ""
 
     def launch(self, *options: str, **environ: str) -> subprocess.Popen[bytes]:
         """A process of it, which may be another one beside that of `start`."""
@@ -128,17 +137,34 @@ class Agent:
         lab, before = self._lab, (self._lab.plugin, self._lab.environ)
         lab.plugin = str(self._client)
         lab.environ = {**lab.environ, "SHIMLAN_SOCKET": self.socket, "SHIMLAN_FALLBACK": self._fallback}
+        _of_labs[lab] = self
         try:
             yield
         finally:
+            del _of_labs[lab]
             lab.plugin, lab.environ = before
 
 
-def _hears(ready: socket.socket, process: subprocess.Popen[bytes]) -> bytes:
-    """The first word of a process; empty when it has ended, or says nothing for too long."""
-    ended = os.pidfd_open(process.pid)
-    try:
-        heard, _, _ = select.select([ready, ended], [], [], START_SECONDS)
-        return ready.recv(4096) if ready in heard else b""
-    finally:
-        os.close(ended)
+_of_labs: dict[Lab, Agent] = {}
+
+
+def agent_of(lab: Lab) -> Agent | None:
+    """The agent that serves a lab now."""
+    return _of_labs.get(lab)
+
+
+@contextmanager
+def interrupted(lab: Lab) -> Iterator[None]:
+    """Nobody serves a lab for the time of a block, whether an agent does before and afterwards or not."""
+    agent = agent_of(lab)
+    if agent:
+        assert agent.stop() == 0
+    yield
+    if agent:
+        agent.start()
+
+
+def said(lab: Lab, answer: CniAnswer) -> str:
+    """What the plugin has written to its log: the in-process plugin on stderr, an agent in its own."""
+    agent = agent_of(lab)
+    return agent.log if agent else answer.stderr

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ import pytest
 from cni.ctl import sandbox
 from cni.ctl.lab import Lab, missing_tools
 from tests.client import compile_client
-from tests.kernel.agents import Agent
+from tests.kernel.agents import Agent, Serve
 
 WITH_AGENT = bool(os.environ.get("SHIMLAN_TEST_AGENT"))
 FAILED = pytest.StashKey[bool]()
@@ -34,14 +34,17 @@ def _sandboxed() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tell pytest of our marker."""
-    config.addinivalue_line("markers", "in_process(reason): not to be run with SHIMLAN_TEST_AGENT=1, for that reason")
+    config.addinivalue_line("markers", "without_agent(reason): skipped with SHIMLAN_TEST_AGENT=1, for that reason")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what cannot be, or is not to be, done by an agent."""
-    marker = item.get_closest_marker("in_process")
-    if WITH_AGENT and marker:
-        pytest.skip(f"in-process only: {marker.args[0]}")
+    """Skip what an agent is no part of, or has a part of its own in."""
+    if not WITH_AGENT:
+        return
+    if marker := item.get_closest_marker("without_agent"):
+        pytest.skip(f"without an agent only: {marker.args[0]}")
+    if "client" in getattr(item, "fixturenames", ()):
+        pytest.skip("it starts an agent of its own")
 
 
 @pytest.fixture(scope="session")
@@ -50,9 +53,6 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = compile_client(tmp_path_factory.mktemp("client"))
     path.with_name("shimlan-ipam").symlink_to(Path(sys.executable).with_name("shimlan-ipam"))
     return path
-
-
-Serve = Callable[[Lab], AbstractContextManager[object]]
 
 
 @pytest.fixture(scope="session")

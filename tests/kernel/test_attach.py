@@ -508,6 +508,7 @@ def test_a_lost_store_is_no_reason_to_leave_a_pod_attached(lab: Lab) -> None:
         assert [link["ifname"] for link in pod.links()] == ["lo"]
 
 
+@pytest.mark.without_agent("an agent serves one host")
 def test_two_hosts_of_one_lan_reach_each_others_pods(lab: Lab) -> None:
     other = lab.machine("other", "192.0.2.11/24", "2001:db8::11/64", gateways=["192.0.2.1", "2001:db8::1"])
     mine = lab.pod("mine", lab.conf(dual=True))
@@ -544,6 +545,7 @@ def test_adds_at_once_share_one_shim_and_no_address(lab: Lab) -> None:
 # --- cost ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.without_agent("of the process that a call is")
 @pytest.mark.parametrize("command", ["ADD", "CHECK", "DEL", "GC"])
 def test_no_call_loads_what_is_slow(lab: Lab, command: str) -> None:
     pod = lab.container("a", lab.conf(dual=True)) if command == "ADD" else lab.pod("a", lab.conf(dual=True))

@@ -164,6 +164,7 @@ def in_process(site: Site, command: str, profile: Step | None = None) -> Callabl
     return action
 
 
+@pytest.mark.without_agent("the process that a call is gets killed")
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 def test_a_kill_at_each_step_leaves_nothing(site: Site, command: str) -> None:
     """Every step in the full size, else every third from a random one on."""

@@ -20,6 +20,7 @@ from cni.frozen import replace
 from cni.locks import Locks
 from cni.state import Records
 from ipam.store import LeaseStore
+from tests.kernel.test_rebuild import damaged
 
 NAT = {"routes": ["10.96.0.0/12"]}
 
@@ -342,10 +343,7 @@ class TestGc:
     def test_a_damaged_store(self, lab: Lab, operator: Operator) -> None:
         living, dead = lab.pod("living"), lab.pod("dead")
         kill(dead)
-        with opened(lab) as database, database.transaction():
-            pass
-        with open(f"{lab.data_dir}/shimlan.db", "wb") as file:
-            file.write(b"garbage" * 1000)
+        damaged(lab)
         done = operator.try_("gc")
         assert done.returncode == 0
         assert "was damaged: it is kept as" in done.stderr

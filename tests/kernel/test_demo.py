@@ -12,6 +12,8 @@ import pytest
 
 from cni.ctl.runtime import installed_shimlan
 
+pytestmark = pytest.mark.without_agent("the demo is its own runtime")
+
 PROGRAM = """
 import argparse, sys
 from cni.ctl import demo

@@ -11,6 +11,7 @@ import pytest
 from cni.attachment import PROTO_SHIMLAN
 from cni.ctl.lab import Lab, Node, Pod
 from cni.ctl.runtime import PLUGIN_DIRECTORIES, Json
+from tests.kernel.agents import Serve
 
 pytestmark = pytest.mark.skipif(
     not any(os.path.exists(f"{directory}/macvlan") for directory in PLUGIN_DIRECTORIES),
@@ -65,8 +66,8 @@ NETWORKS: dict[str, Json] = {
 
 
 @pytest.mark.parametrize("conf", NETWORKS.values(), ids=NETWORKS)
-def test_a_configuration_gives_the_same_pod(conf: Json) -> None:
-    compare(conf)
+def test_a_configuration_gives_the_same_pod(serve: Serve, conf: Json) -> None:
+    compare(serve, conf)
 
 
 ARGUMENTS: dict[str, tuple[str, Json]] = {
@@ -77,20 +78,20 @@ ARGUMENTS: dict[str, tuple[str, Json]] = {
 
 
 @pytest.mark.parametrize(("arguments", "conf"), ARGUMENTS.values(), ids=ARGUMENTS)
-def test_cni_args_give_the_same_pod(arguments: str, conf: Json) -> None:
-    compare(conf, CNI_ARGS=arguments)
+def test_cni_args_give_the_same_pod(serve: Serve, arguments: str, conf: Json) -> None:
+    compare(serve, conf, CNI_ARGS=arguments)
 
 
-def test_the_parent_in_the_pod_gives_the_same_pod() -> None:
+def test_the_parent_in_the_pod_gives_the_same_pod(serve: Serve) -> None:
     if not reference_knows("linkInContainer"):
         pytest.skip("the reference macvlan is older than linkInContainer")
-    compare(network(SUBNET, linkInContainer=True, master="eth0"), parent_inside=True, ifname="net1")
+    compare(serve, network(SUBNET, linkInContainer=True, master="eth0"), parent_inside=True, ifname="net1")
 
 
 @pytest.mark.parametrize("kind", ["host-local", "static"])
-def test_other_ipam_plugins_work_under_shimlan_as_under_macvlan(kind: str) -> None:
+def test_other_ipam_plugins_work_under_shimlan_as_under_macvlan(serve: Serve, kind: str) -> None:
     static = {"addresses": [{"address": "192.0.2.90/24", "gateway": "192.0.2.1"}], "routes": [DEFAULT]}
-    compare(network({"type": kind, **(static if kind == "static" else PART)}), ours_delegates=True)
+    compare(serve, network({"type": kind, **(static if kind == "static" else PART)}), ours_delegates=True)
 
 
 def reference_knows(word: str) -> bool:
@@ -99,10 +100,16 @@ def reference_knows(word: str) -> bool:
 
 
 def compare(
-    conf: Json, *, ours_delegates: bool = False, parent_inside: bool = False, ifname: str = "eth0", **variables: Any
+    serve: Serve,
+    conf: Json,
+    *,
+    ours_delegates: bool = False,
+    parent_inside: bool = False,
+    ifname: str = "eth0",
+    **variables: Any,
 ) -> None:
     """Attach a pod in one lab by the reference plugins and in another by ours, and find them equal."""
-    with Lab() as there, Lab() as here:
+    with Lab() as there, Lab() as here, serve(here):
         theirs = attach(there, keeping_its_data_in(there, conf), parent_inside, ifname, variables)
         ours = attach(here, switched(here, conf, ours_delegates), parent_inside, ifname, variables)
         assert told(ours) == told(theirs)

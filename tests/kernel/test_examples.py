@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cni.ctl.lab import Lab
+from tests.kernel.agents import Serve
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # dhcp.conflist needs the daemon of the reference plugin dhcp.
@@ -17,8 +18,9 @@ ON_THE_LAN = ("chained", "containerd", "dual-stack", "podman", "services")
 
 
 @pytest.fixture
-def lan() -> Iterator[Lab]:
-    with Lab(host=("192.168.1.10/24", "fd00:1::10/64"), outside=("192.168.1.1/24", "fd00:1::1/64")) as lab:
+def lan(serve: Serve) -> Iterator[Lab]:
+    lab = Lab(host=("192.168.1.10/24", "fd00:1::10/64"), outside=("192.168.1.1/24", "fd00:1::1/64"))
+    with lab, serve(lab):
         lab.host.ip("address", "add", "169.254.20.10/32", "dev", "lo")
         yield lab
 

@@ -134,6 +134,7 @@ def test_a_del_that_is_killed_anywhere_is_finished_by_the_next(lab: Lab, changes
     assert number > 1
 
 
+@pytest.mark.without_agent("no plugin is called")
 def test_a_link_is_deleted_without_a_child_process_where_there_can_be_none(lab: Lab) -> None:
     lab.pod("a")
     program = """

@@ -19,6 +19,7 @@ from cni import commands, config, delegate, log, node, plugin, probe, protocol  
 from cni.ctl import sandbox
 from cni.ctl.lab import CniAnswer, Lab
 from tests.kernel import mutants
+from tests.kernel.agents import Serve
 from tests.kernel.mutants import Case
 from tests.kernel.torture import HANG_SECONDS, forked, glance, inventory, read_only, seeded, size, start
 
@@ -97,9 +98,9 @@ class Range:
 
 
 @pytest.fixture(scope="module")
-def shooting_range() -> Iterator[Range]:
+def shooting_range(serve: Serve) -> Iterator[Range]:
     """A range on which nothing but the lab can be written: the machine's files are mounted read-only meanwhile."""
-    with Lab(directory=sandbox.SCRATCH) as lab, read_only(f"{lab.data_dir}/read-only"):
+    with Lab(directory=sandbox.SCRATCH) as lab, read_only(f"{lab.data_dir}/read-only"), serve(lab):
         target = Range(lab)
         subprocess.run(["mount", "-o", "remount,bind,ro", "/"], check=True)
         try:

@@ -15,6 +15,8 @@ from cni.ctl.lab import CniFailed, Lab, Node
 from cni.ctl.node import CommandFailed
 from cni.ctl.runtime import PLUGIN_DIRECTORIES
 
+pytestmark = pytest.mark.without_agent("of the lab alone")
+
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
 REFERENCE = pytest.mark.skipif(
     not any(os.path.exists(f"{directory}/macvlan") for directory in PLUGIN_DIRECTORIES),

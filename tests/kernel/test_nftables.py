@@ -19,7 +19,10 @@ from cni.ctl.node import Node
 from cni.netlink import Socket
 from cni.nftables import in_place, sync
 
-pytestmark = pytest.mark.skipif(not shutil.which("nft"), reason="nft is not installed")
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("nft"), reason="nft is not installed"),
+    pytest.mark.without_agent("no plugin is called"),
+]
 
 SHIM = "shim2"
 SERVICE = {4: "10.96.0.10", 6: "fd00:96::10"}

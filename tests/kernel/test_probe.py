@@ -19,6 +19,8 @@ from cni.ctl.node import Node
 from cni.errors import ParentUnusable
 from cni.probe import claims, interest, probe, who_has
 
+pytestmark = pytest.mark.without_agent("no plugin is called")
+
 FREE = ("192.0.2.77", "2001:db8::77")
 NO_CAPABILITY = ("setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw")
 

@@ -11,6 +11,7 @@ import pytest
 from cni.attachment import Key
 from cni.ctl.lab import CniAnswer, Lab, Pod
 from cni.locks import Locks
+from tests.kernel.agents import said
 from tests.kernel.torture import footprint, inventory, launch, seeded, size
 
 SHIM = {"routes": ["10.96.0.0/12"]}
@@ -137,7 +138,7 @@ def test_a_pod_that_cannot_be_served_any_more_keeps_nobody_else_out(lab: Lab) ->
     lab.pod("living")
     lab.host.ip_batch("link del shim2", "address del 192.0.2.10/24 dev eth0", "address add 192.0.2.11/24 dev eth0")
     answer = launch(lab, pod := lab.container("pod"), "ADD").land().or_raise()
-    assert "out of reach" in answer.stderr
+    assert "out of reach" in said(lab, answer)
     pod.address = answer.json["ips"][0]["address"].partition("/")[0]
     assert lab.host.pings(pod)
 

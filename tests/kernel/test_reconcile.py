@@ -33,6 +33,8 @@ from tests.kernel.test_shim import sending, shims, unseen
 from tests.kernel.torture import launch, seeded, size
 from tests.kernel.traces import held, network, records, stored
 
+pytestmark = pytest.mark.without_agent("it keeps the host by itself")
+
 NFT = pytest.mark.skipif(not shutil.which("nft"), reason="nft is not installed")
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
 SERVICES = {"routes": ["10.96.0.0/16", "fd00:96::/112"]}

@@ -20,6 +20,8 @@ from cni.agent.events import CLEAN, Dirty
 from cni.agent.watch import DEBOUNCE_SECONDS, Watch
 from cni.ctl.lab import Lab, Node, Pod
 
+pytestmark = pytest.mark.without_agent("it listens by itself")
+
 SOON = 2.0  # seconds in which anything is heard, even where others keep the machine busy
 QUIET = 0.4  # seconds after which nothing will be heard any more
 

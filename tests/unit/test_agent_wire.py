@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from cni.agent import wire
 from cni.agent.wire import Answer, AnswerDecoder, ProtocolError, Request, RequestDecoder
 
-octets = st.binary(max_size=40).map(lambda data: os.fsdecode(data.replace(b"\0", b"")))
-names = octets.map(lambda text: "CNI_" + text.replace("=", ""))
-requests = st.builds(
-    Request, st.dictionaries(names, octets, max_size=6), st.binary(max_size=300), st.none(), st.integers(0, 2**32 - 1)
-)
+octets = st.binary(max_size=40).map(lambda data: data.replace(b"\0", b""))
+names = octets.map(lambda data: "CNI_" + os.fsdecode(data.replace(b"=", b"")))
+variables = st.dictionaries(names, octets.map(os.fsdecode), max_size=6)
+requests = st.builds(Request, variables, st.binary(max_size=300), st.none(), st.integers(0, 2**32 - 1))
 answers = st.builds(Answer, st.integers(0, 2**32 - 1), st.binary(max_size=300))
 
 REQUEST = Request({"CNI_COMMAND": "ADD", "CNI_ARGS": "A=B;C="}, b'{"name": "lan"}', netns_errno=2)

@@ -22,6 +22,7 @@ PURE = (
     "cni.values",
     "cni.errors",
     "cni.frozen",
+    "cni.inet",
     "ipam.config",
     "ipam.pools",
     "ipam.allocate",

@@ -263,6 +263,30 @@ def test_calls_at_once_overlap() -> None:
     assert wall < sum(answer.seconds for answer in answers)
 
 
+def test_a_call_that_is_asked_to_try_again_does_so(tmp_path: Path) -> None:
+    script = """
+import os, sys, time
+time.sleep(0.1)
+try:
+    os.mkdir("{}")
+except FileExistsError:
+    print('{{"address": 1}}')
+else:
+    sys.exit(print('{{"code": 11}}') or 1)
+"""
+    wall, [answer] = run_at_once([python(script.format(tmp_path / "tried"))])
+    assert answer.json == {"address": 1}
+    assert 0.2 <= answer.seconds <= wall
+
+
+def test_all_calls_at_once_end_before_a_failure_is_told(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    scripts = ["import sys; sys.exit(1)", f"import time; time.sleep(0.3); open('{late}', 'w')"]
+    with pytest.raises(Failed, match="exit status 1"):
+        run_at_once(map(python, scripts))
+    assert late.exists()
+
+
 @pytest.mark.parametrize("arguments", [["--only", "ADD,NOTHING"], ["--rounds", "0"]])
 def test_wrong_options(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

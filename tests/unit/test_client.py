@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cni
 from cni.agent.wire import MAGIC, MAX_ENVIRON, MAX_STDIN, MAX_STDOUT, Answer, Request, RequestDecoder, encode_answer
 from cni.plugin import main
 from cni.protocol import MAX_DEPTH, NEWEST, VERSIONS
+from tests.client import compile_client
 
-SOURCE = Path(cni.__file__).parent / "client/client.c"
 OK = encode_answer(Answer(0, b""))
 CONF = b'{"cniVersion": "1.0.0", "name": "lan", "type": "shimlan"}'
 DEADLINE = 30  # seconds; generous, for what takes milliseconds
@@ -42,18 +40,8 @@ Done = subprocess.CompletedProcess[bytes]
 
 @pytest.fixture(scope="session")
 def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The client, compiled for this machine, with SHIMLAN_CLIENT_CFLAGS (such as -fsanitize=address,undefined)."""
-    if compiler := shutil.which("cc") or shutil.which("gcc"):
-        command = [compiler]
-    elif find_spec("ziglang"):
-        command = [sys.executable, "-m", "ziglang", "cc"]
-    else:
-        pytest.skip("no C compiler: neither cc nor ziglang is installed")
-    path = tmp_path_factory.mktemp("client") / "shimlan"
-    flags = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", f'-DSHIMLAN_VERSION="{cni.__version__}"']
-    more = shlex.split(os.environ.get("SHIMLAN_CLIENT_CFLAGS", ""))
-    subprocess.run([*command, *flags, *more, "-o", path, SOURCE], check=True)
-    return path
+    """The client, compiled for this machine."""
+    return compile_client(tmp_path_factory.mktemp("client"))
 
 
 @dataclass(frozen=True)
