@@ -16,7 +16,7 @@ from bench.stage import Stage
 from cni.frozen import frozen
 
 SLOW_ROUNDS = 3
-PODS, QUICK_PODS = 100, 30
+PODS, QUICK_PODS = 50, 30
 AFTERMATH_SECONDS = 0.5  # for what the agent does because of an ADD, after it has answered
 CPU: Limits = {AGENT: Limit(0.2)}
 

@@ -104,6 +104,7 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
         self.lock = RLock()
+        self.boot = ""  # of which the leases are known to be, for as long as the connection lasts
 
     def transaction(self) -> Access:
         """A connection inside of BEGIN IMMEDIATE .. COMMIT, or ROLLBACK when the body raises.
@@ -143,6 +144,7 @@ class Database:
 
     def forget(self) -> None:
         """Let go of the connection; the lock is held."""
+        self.boot = ""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -341,14 +341,15 @@ class Ledger:
                 self.forget(_number(address))
 
 
-def renew(connection: sqlite3.Connection, boot: str, now: float) -> None:
-    """After a reboot every holder is gone: release what is held, and bring times of the old clock before the new ones.
+def renew(connection: sqlite3.Connection, boot: str, now: float) -> bool:
+    """Whether the leases are of this boot already; if not, they become so.
 
+    After a reboot every holder is gone: release what is held, and bring times of the old clock before the new ones.
     Nothing needs to cool down, no conflict is still known; addresses that were released before stay so in their order.
     """
     found = connection.execute("SELECT id FROM lease_boot").fetchone()
     if found == (boot,):
-        return
+        return True
     (latest,) = connection.execute("SELECT coalesce(max(free_at), 0) FROM leases WHERE state <> 'held'").fetchone()
     connection.execute("UPDATE leases SET free_at = free_at - ? WHERE state <> 'held'", (latest,))
     connection.execute("UPDATE leases SET state = 'released', free_at = ? WHERE state = 'held'", (now,))
@@ -358,6 +359,7 @@ def renew(connection: sqlite3.Connection, boot: str, now: float) -> None:
     connection.execute("DELETE FROM lease_networks")
     connection.execute("DELETE FROM lease_boot")
     connection.execute("INSERT INTO lease_boot VALUES (?)", (boot,))
+    return False
 
 
 def read_leases(connection: sqlite3.Connection, network: str, now: float) -> list[Lease]:

@@ -157,5 +157,6 @@ class LeaseStore:
         self._boot = self._boot or boot_id()
         with self._database.transaction() as connection:
             now = self._clock()
-            renew(connection, self._boot, now)
+            if self._database.boot != self._boot and renew(connection, self._boot, now):
+                self._database.boot = self._boot
             yield connection, now

@@ -84,6 +84,7 @@ class Reconciler:
         self._clock = clock
         self._visit = visit
         self._backoff = Backoff()
+        self._is_first = True
         self._decoded: dict[str, Attachment] = {}
         self._plans: dict[Key, tuple[Attachment, Facts | None, Attachment]] = {}
         self._unfinished: set[Key] = set()
@@ -110,7 +111,11 @@ class Reconciler:
     def _reconcile(self, dirty: Dirty, found: Findings) -> None:
         now = self._clock()
         self._backoff.forget_old(now)
+        known = {attachment.key for attachment in self._decoded.values()}
         recorded = self._recorded(found)
+        if not (dirty.everything or self._is_first):
+            recorded = self._settled(recorded, known, found)
+        self._is_first = False
         host = HostFacts(self._node.host, recorded)
         repairer = Repairer(self._node, self._log, host, self._backoff, now, found, self._visit)
         tasks = [self._task(attachment, host.facts(attachment), dirty, found) for attachment in recorded]
@@ -134,6 +139,13 @@ class Reconciler:
                 found.errors[str(error)] = None
         self._decoded = decoded
         return list(decoded.values())
+
+    def _settled(self, recorded: list[Attachment], known: set[Key], found: Findings) -> list[Attachment]:
+        """Without those recorded since the last pass: a command may just be making what they tell."""
+        fresh = {attachment.key for attachment in recorded} - known
+        found.unfinished |= fresh
+        found.busy = found.busy or bool(fresh)
+        return [attachment for attachment in recorded if attachment.key not in fresh]
 
     def _task(self, attachment: Attachment, facts: Facts | None, dirty: Dirty, found: Findings) -> _Task:
         key = attachment.key

@@ -50,7 +50,7 @@ MOST_WORKERS = 256
 STACK_BYTES = 2 << 20  # Python 3.13 lets C code nest 10,000 calls: 1.5 MB of stack when JSON is read
 ACCEPT_SECONDS = 1  # without a connection, then a worker looks whether it is still needed
 STUCK_SECONDS = 0.25  # a request that takes longer waits for something, and leaves the processor to others
-TICK_SECONDS = 0.01  # between two looks at the workers while all of them are busy
+TICK_SECONDS = 0.05  # between two looks at the workers while all of them are busy
 
 PATIENCE_SECONDS = 0.005  # of a worker with a request that is on its way
 CROWD = 8  # so many in the waiting room, and workers have no patience

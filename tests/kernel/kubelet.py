@@ -10,14 +10,14 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from itertools import count
 from typing import Any
 
 from cni.ctl.lab import CniAnswer, Lab, Pod
-from cni.ctl.runtime import with_result
+from cni.ctl.runtime import Json, with_result
 from cni.errors import NetnsUnusable
 from cni.kernel import Namespace
 
@@ -30,7 +30,7 @@ class Kubelet:
     """Makes and removes pods of one lab; threads may share it. Every failed call is looked at, and kept."""
 
     def __init__(self, lab: Lab, *, passing: Collection[int] = (TRY_AGAIN_LATER,), **changes: Any) -> None:
-        """`passing`: codes of errors that pass by themselves; `changes` are made to the lab's standard configuration."""
+        """`passing`: codes of errors that pass by themselves. `changes` are made to the lab's configuration."""
         self._lab = lab
         self._passing = passing
         self._conf = lab.conf(**changes)
@@ -44,13 +44,18 @@ class Kubelet:
         until = time.monotonic() + GIVE_UP_SECONDS
         while True:
             assert time.monotonic() < until, "no ADD succeeds"
-            pod = self._lab.container(f"pod{next(self._numbers)}", self._conf)
-            self.sandboxes.add(pod)
+            pod = self.sandbox(f"pod{next(self._numbers)}")
             answer = self.call("ADD", pod)
             if answer.ok:
                 note(pod, answer)
                 return pod
             self.remove(pod)
+
+    def sandbox(self, label: str) -> Pod:
+        """A namespace that waits for its ADD."""
+        pod = self._lab.container(label, self._conf)
+        self.sandboxes.add(pod)
+        return pod
 
     def remove(self, pod: Pod) -> None:
         """Remove a pod and its sandbox."""
@@ -73,11 +78,18 @@ class Kubelet:
     def call(self, command: str, pod: Pod, **variables: str) -> CniAnswer:
         """A verb once. Raises AssertionError when it neither succeeds nor says why in the words of the spec."""
         conf = pod.conf if command == "ADD" else with_result(pod.conf, pod.result)
+        return self._call(command, conf, {**pod.variables, **variables})
+
+    def ask(self, command: str, **changes: Any) -> CniAnswer:
+        """The same with a verb that is about no pod; `changes` are made to the configuration."""
+        return self._call(command, {**self._conf, **changes}, {})
+
+    def _call(self, command: str, conf: Json, variables: Mapping[str, str]) -> CniAnswer:
         started = time.monotonic()
-        answer = pod.runtime.call(command, conf, {**pod.variables, **variables})
+        answer = self._lab.runtime().call(command, conf, variables)
         self.slowest = max(self.slowest, time.monotonic() - started)
         if not answer.ok:
-            assert_error(answer, pod.conf["cniVersion"])
+            assert_error(answer, conf["cniVersion"])
             self.failures.append(answer)
         return answer
 
@@ -148,9 +160,12 @@ def assert_error(answer: CniAnswer, version: str) -> None:
 def addresses(pod: Pod) -> set[str]:
     """The global addresses in a pod's namespace; none when that is gone."""
     # Of a namespace that goes away the file stays for a moment, and is no namespace any more.
-    with suppress(FileNotFoundError, NetnsUnusable), open(pod.netns) as file:
-        with closing(Namespace(file.fileno())) as namespace:
-            return {str(address.ip) for _, address in namespace.addresses()}
+    with (
+        suppress(FileNotFoundError, NetnsUnusable),
+        open(pod.netns) as file,
+        closing(Namespace(file.fileno())) as namespace,
+    ):
+        return {str(address.ip) for _, address in namespace.addresses()}
     return set()
 
 

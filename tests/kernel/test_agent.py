@@ -1,18 +1,425 @@
-"""The agent and its client in the place of the in-process plugin."""
+"""The agent and its client in the place of the in-process plugin, and beside it: the same answers, the same network."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
-from cni.ctl.lab import Lab
-from tests.kernel.agents import Agent
+import pytest
+
+from cni.ctl.lab import CniAnswer, Lab, Pod
+from cni.ctl.runtime import PLUGIN_DIRECTORIES, Json, Runtime, installed_shimlan, with_result
+from cni.protocol import MAX_STDIN, VERSIONS
+from tests.kernel import traces
+from tests.kernel.agents import STOP_SECONDS, Agent
+from tests.kernel.kubelet import Census, Kubelet
+from tests.kernel.torture import footprint, inventory, launch, seeded, size, start
+
+pytestmark = pytest.mark.without_agent("it has one of its own")
+
+SERVICES = {"routes": ["10.96.0.0/16", "fd00:96::/112"]}
+SOON = 5.0  # seconds in which everything happens that does not take its time
 
 
-def test_a_pod_lives_by_the_agent(lab: Lab, client: Path) -> None:
+@pytest.fixture
+def agent(lab: Lab, client: Path) -> Iterator[Agent]:
+    with Agent(lab, client) as agent:
+        yield agent
+
+
+def in_process(lab: Lab) -> Runtime:
+    """A runtime of the host that calls the in-process plugin, whatever the lab's plugin is."""
+    return Runtime(None, lab.host.enter_words)
+
+
+def eventually(question: Callable[[], bool], seconds: float = SOON) -> bool:
+    """Whether the answer becomes yes in some seconds."""
+    until = time.monotonic() + seconds
+    while not (answer := question()) and time.monotonic() < until:
+        time.sleep(0.02)
+    return answer
+
+
+# --- the same answers ------------------------------------------------------------------------------------------------
+
+OTHER_PLUGIN = {
+    "interfaces": [{"name": "br0", "mac": "02:00:00:00:00:aa"}, {"name": "net0", "sandbox": "/run/netns/x"}],
+    "ips": [{"address": "198.51.100.7/24", "gateway": "198.51.100.1", "interface": 1}],
+    "routes": [{"dst": "198.51.100.0/24", "gw": "198.51.100.1"}],
+    "dns": {"nameservers": ["198.51.100.53"]},
+}
+ONE_ADDRESS = [[{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.100", "rangeEnd": "192.0.2.100"}]]
+ROUTE = {"dst": "203.0.113.0/24", "gw": "192.0.2.1", "mtu": 1300, "advmss": 1200, "priority": 50, "table": 100}
+STATIC = {"type": "static", "ranges": None, "addresses": [{"address": "192.0.2.90/24", "gateway": "192.0.2.1"}]}
+
+# Changes to the lab's standard configuration.
+NETWORKS: dict[str, dict[str, Any]] = {
+    "standard": {},
+    "dual stack": {"dual": True},
+    **{f"cniVersion {version}": {"cniVersion": version, "dual": True, "mtu": 1400} for version in VERSIONS},
+    "an unknown cniVersion": {"cniVersion": "9.9.9"},
+    "services": {"dual": True, "shim": SERVICES},
+    "no shim": {"shim": False},
+    "a host's address that it has not": {"shim": {"hostAddresses": ["192.0.2.99"]}},
+    "private": {"mode": "private"},
+    "vepa with a shim": {"mode": "vepa", "shim": True},
+    "passthru": {"mode": "passthru"},
+    "layer 2 only": {"ipam": None},
+    "host-local": {"ipam": {"type": "host-local"}},
+    "static": {"ipam": STATIC},
+    "a delegate that is missing": {"ipam": {"type": "nowhere", "ranges": None}},
+    "after another plugin": {"prevResult": OTHER_PLUGIN},
+    "after nonsense": {"prevResult": {"ips": [{"address": "nonsense"}]}},
+    "MAC": {"mac": "02:00:5E:10:00:01", "bcqueuelen": 2000, "bclim": 50},
+    "MAC by pod": {"macPolicy": "pod"},
+    "requests of the runtime": {"runtimeConfig": {"ips": ["192.0.2.150/24"], "mac": "02:00:00:00:00:0A"}},
+    "a request that cannot be granted": {"args": {"cni": {"ips": ["192.0.2.9"]}}},
+    "routes": {"cniVersion": "1.1.0", "ipam": {"routes": [ROUTE]}},
+    "a gateway out of reach": {"ipam": {"routes": [{"dst": "0.0.0.0/0", "gw": "203.0.113.1"}]}},
+    "dns": {"dns": {"nameservers": ["192.0.2.53"], "domain": "example.org"}},
+    "detection of conflicts": {"detectConflicts": {"timeoutMs": 10, "retries": 1}},
+    "sticky": {"ipam": {"sticky": "pod"}},
+    "exhausted": {"cniVersion": "1.1.0", "statusReportsExhaustion": True, "ipam": {"ranges": ONE_ADDRESS}},
+    "no such parent": {"master": "nope"},
+    "the parent of the default route": {"master": None},
+    "wrong values": {"mtu": "much", "mode": "sideways", "shim": 7, "ipam": {"ranges": "none"}},
+    "no name": {"name": None},
+    "a data directory that cannot be": {"dataDir": "/proc/shimlan"},
+}
+
+
+@pytest.mark.parametrize("changes", NETWORKS.values(), ids=NETWORKS)
+def test_a_network_is_the_same(lab: Lab, client: Path, changes: dict[str, Any]) -> None:
+    compare(lab, client, lab.container("pod", lab.conf(**changes), container_id="pod", CNI_PATH=REFERENCE))
+
+
+VARIABLES: dict[str, dict[str, str]] = {
+    "a pod's name": {"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=db-0"},
+    "a request": {"CNI_ARGS": "IP=192.0.2.150;MAC=02-00-00-00-00-03"},
+    "an unknown argument": {"CNI_ARGS": "X=Y"},
+    "no argument at all": {"CNI_ARGS": ";;="},
+    "another interface": {"CNI_IFNAME": "fifteen-letters"},
+    "an interface of an impossible name": {"CNI_IFNAME": "a/b"},
+    "no interface": {"CNI_IFNAME": ""},
+    "no container": {"CNI_CONTAINERID": ""},
+    "an impossible container": {"CNI_CONTAINERID": "../x"},
+    "no namespace": {"CNI_NETNS": ""},
+    "a namespace that is gone": {"CNI_NETNS": "/run/netns/gone"},
+    "a file": {"CNI_NETNS": "/proc/self/status"},
+    "another kind of namespace": {"CNI_NETNS": "/proc/self/ns/mnt"},
+    "a path with a NUL's neighbours": {"CNI_NETNS": "/run/\x01\x7f\udcff"},
+    "its own namespace": {"CNI_NETNS": "/proc/self/ns/net", "CNI_IFNAME": "own0"},
+    "its own namespace on purpose": {
+        "CNI_NETNS": "/proc/self/ns/net",
+        "CNI_IFNAME": "own0",
+        "CNI_NETNS_OVERRIDE": "1",
+    },
+    "no path for plugins": {"CNI_PATH": ""},
+}
+
+
+@pytest.mark.parametrize("variables", VARIABLES.values(), ids=VARIABLES)
+def test_an_environment_means_the_same(lab: Lab, client: Path, variables: dict[str, str]) -> None:
+    pod = lab.container("pod", lab.conf(), container_id="pod", CNI_PATH=REFERENCE)
+    pod.variables |= variables
+    compare(lab, client, pod)
+
+
+def test_the_parent_in_the_pod_is_the_same(lab: Lab, client: Path) -> None:
+    conf = lab.conf(linkInContainer=True, ipam={"routes": []})
+    pod = lab.container("pod", conf, "net1", container_id="pod", CNI_PATH=REFERENCE)
+    lab.switch.plug(pod)
+    pod.ip("link", "set", "eth0", "up")
+    compare(lab, client, pod)
+
+
+REFERENCE = ":".join(PLUGIN_DIRECTORIES)
+
+
+def compare(lab: Lab, client: Path, pod: Pod) -> None:
+    """Have one story told by the in-process plugin, and then, from a clean start, by client and agent."""
+    told = story(lab, pod)
+    shutil.rmtree(lab.data_dir)
+    os.mkdir(lab.data_dir)
     with Agent(lab, client):
-        pod = lab.pod("pod", lab.conf(dual=True))
-        assert pod.pings(lab.outside)
+        told_by_agent = story(lab, pod)
+    assert told_by_agent == told
+
+
+def story(lab: Lab, pod: Pod) -> list[str]:
+    """What a runtime hears that calls every verb, some of them too early, too late or twice, and what there is then."""
+    told: list[str] = []
+
+    def call(command: str, **changes: Any) -> CniAnswer:
+        flight = start(lab, command, json.dumps({**pod.conf, **changes}), pod.variables)
+        answer = flight.land()
+        told.append(f"{command} ends with {answer.status}: {answer.stdout}")
+        return answer
+
+    def look() -> None:
+        # Each namespace numbers the links that it has ever had.
+        told.extend(sorted(re.sub(r": \d+: ", ": ", line) for line in inventory(lab, pod)))
+
+    call("VERSION")
+    call("STATUS")
+    call("CHECK")
+    result = call("ADD").json
+    look()
+    call("CHECK", prevResult=result)
+    call("STATUS")
+    again = call("ADD").json
+    look()
+    call("CHECK", prevResult=again)
+    call("GC", **{"cni.dev/valid-attachments": [{"containerID": "pod", "ifname": pod.variables["CNI_IFNAME"]}]})
+    call("DEL", prevResult=again)
+    look()
+    call("DEL")
+    call("CHECK", prevResult=again)
+    call("ADD")
+    call("GC", **{"cni.dev/valid-attachments": []})
+    look()
+    call("DEL")
+    return told
+
+
+TEXTS: dict[str, str] = {
+    "nothing": "",
+    "no JSON": "{",
+    "no object": "[]",
+    "no UTF-8": '{"name": "\udcff"}',
+    "too deep": "[" * 10_000,
+    "too much": " " * (MAX_STDIN + 1),
+    "just enough": " " * (MAX_STDIN - 2) + "{}",
+    "twice the same key": '{"cniVersion": "1.0.0", "cniVersion": "0.4.0", "name": "lan"}',
+    "what is no number": '{"cniVersion": "1.0.0", "name": "lan", "mtu": NaN}',
+}
+
+
+def test_what_is_no_configuration_gets_the_same_error(lab: Lab, client: Path) -> None:
+    pod = lab.container("pod", container_id="pod")
+
+    def answers() -> dict[str, list[tuple[int, str]]]:
+        flights = {name: [start(lab, verb, text, pod.variables) for verb in VERBS] for name, text in TEXTS.items()}
+        landed = {name: [flight.land() for flight in each] for name, each in flights.items()}
+        return {name: [(answer.status, answer.stdout) for answer in each] for name, each in landed.items()}
+
+    told = answers()
+    with Agent(lab, client):
+        assert answers() == told
+
+
+VERBS = ("VERSION", "STATUS", "ADD", "CHECK", "DEL", "GC", "add", "NOPE", "")
+
+
+# --- beside the in-process plugin ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["agent", "in-process"])
+@pytest.mark.parametrize("changes", [{"dual": True, "shim": SERVICES}, {"ipam": {"type": "host-local"}}])
+def test_what_one_of_them_adds_the_other_checks_and_deletes(
+    lab: Lab, agent: Agent, changes: dict[str, Any], first: str
+) -> None:
+    before = inventory(lab)
+    a, b = (lab.container(name, lab.conf(**changes)) for name in "ab")
+    runtimes = [lab.runtime(), in_process(lab)]
+    one, other = runtimes if first == "agent" else reversed(runtimes)
+    for pod in (a, b):
+        pod.runtime = one
+        pod.add()
+        pod.runtime = other
+        pod.check()
+    assert lab.host.pings(a)
+    a.add()
+    a.check()
+    for pod in (a, b):
+        pod.delete()
+        assert [link["ifname"] for link in pod.links()] == ["lo"]
+        pod.runtime = one
+        pod.delete()
+    assert inventory(lab) == before
+
+
+def test_both_at_once_under_load(lab: Lab, client: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call goes to one of them by chance: no call fails, no address is given twice, and nothing is left."""
+    chance = seeded("agent and in-process plugin")
+    before = inventory(lab)
+    with Agent(lab, client):
+        runtimes = [lab.runtime(), in_process(lab)]
+        monkeypatch.setattr(lab, "runtime", lambda _=None: chance.choice(runtimes))
+        kubelet = Kubelet(lab, dual=True, shim=SERVICES)
+        with Census(kubelet.sandboxes).going_on() as census, kubelet.load(6, chance) as load:
+            time.sleep(size(4, 60))
+        for pod in kubelet.sandboxes:
+            pod.check()
+            assert lab.host.pings(pod)
+        for pod in list(kubelet.sandboxes):
+            kubelet.remove(pod)
+        assert inventory(lab) == before
+    print(f"{load.rounds} pods came and went, {census.looks} looks at addresses")
+    assert load.rounds > 6
+    assert census.held_twice == []
+    assert kubelet.failures == []
+
+
+def test_it_goes_on_with_a_store_that_another_process_has_made_anew(lab: Lab, agent: Agent) -> None:
+    """The agent had the damaged one open and has noticed nothing: what it needed of it was in memory."""
+    pods = [lab.pod(f"pod{number}", lab.conf(dual=True)) for number in range(3)]
+    Path(lab.data_dir, "shimlan.db").write_bytes(b"garbage" * 1000)
+    stranger = lab.container("stranger", lab.conf(dual=True))
+    stranger.runtime = in_process(lab)
+    stranger.add()
+    pods.append(lab.pod("late", lab.conf(dual=True)))
+    assert len({pod.address for pod in (*pods, stranger)}) == 5
+    for pod in (*pods, stranger):
+        pod.check()
+        pod.delete()
+    assert traces.stored(lab) == []
+    assert [link["ifname"] for link in lab.host.links()] == ["lo", "eth0"]
+
+
+def test_a_store_that_is_damaged_with_its_log_is_made_anew(lab: Lab, agent: Agent) -> None:
+    pods = [lab.pod(f"pod{number}", lab.conf(dual=True)) for number in range(3)]
+    for file in ("shimlan.db", "shimlan.db-wal"):
+        path = Path(lab.data_dir, file)
+        path.write_bytes(b"\xa5" * path.stat().st_size)
+    # Some of it is in memory, so it takes a while until the damage shows.
+    for number in range(30):
+        lab.pod(f"new{number}", lab.conf(dual=True)).delete()
+    agent.stop()
+    agent.start()
+    pods += [lab.pod("late", lab.conf(dual=True))]
+    assert len({pod.address for pod in pods}) == 4
+    assert "was damaged: it is kept as" in agent.log
+    for pod in pods:
+        pod.check()
+        pod.delete()
+    assert [link["ifname"] for link in lab.host.links()] == ["lo", "eth0"]
+
+
+# --- without an agent ------------------------------------------------------------------------------------------------
+
+
+def test_without_an_agent_calls_are_to_be_repeated(lab: Lab, agent: Agent) -> None:
+    pod = lab.pod("pod")
+    before = inventory(lab, pod)
+    assert agent.stop() == 0
+    for command in ("ADD", "CHECK", "DEL", "STATUS", "GC"):
+        answer = launch(lab, pod, command).land()
+        assert (answer.status, answer.json["code"]) == (1, 11)
+        assert agent.socket in answer.json["msg"]
+        assert "shimlanctl agent" in answer.json["msg"]
+    assert launch(lab, pod, "VERSION").land().json["supportedVersions"] == list(VERSIONS)
+    assert inventory(lab, pod) == before
+    agent.start()
+    pod.check()
+    pod.delete()
+
+
+def test_without_an_agent_the_in_process_plugin_stands_in(lab: Lab, client: Path) -> None:
+    with Agent(lab, client, fallback=installed_shimlan() or "") as agent:
+        pod = lab.pod("pod")
+        agent.kill()
+        pod.check()
+        other = lab.pod("other")
+        assert other.address != pod.address
+        assert lab.host.pings(other)
+        pod.delete()
+        agent.start()
+        other.check()
+        other.delete()
+    assert traces.stored(lab) == []
+
+
+# --- a namespace that only the client can see ------------------------------------------------------------------------
+
+# As in a container: a mount namespace of its own, in which no namespace of a pod is to be found.
+BLIND = {
+    "no directory": 'umount -l /run/netns; mount -t tmpfs none /run; exec "$@"',
+    "an empty directory": 'mount -t tmpfs none /run/netns; exec "$@"',
+    "files that stand for them": "mount -t tmpfs none /run/netns; touch $PODS; exec \"$@\"",
+}
+
+
+@pytest.fixture(params=BLIND)
+def blind(lab: Lab, client: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Agent]:
+    """An agent that cannot see the pods `one` and `two`, and does not wait long before it clears what is stale."""
+    settings = tmp_path / "agent.yaml"
+    settings.write_text("graceSeconds: 1\nresyncSeconds: 1\n")
+    script = f"mount --make-rprivate /; {BLIND[request.param]}"
+    prefix = ("unshare", "--mount", "sh", "-c", script, "sh")
+    pods = " ".join(f"{lab.host.netns.removesuffix('host')}{name}" for name in ("one", "two"))
+    with Agent(lab, client, "--config", str(settings), prefix=prefix, environ={"PODS": pods}) as agent:
+        yield agent
+
+
+def test_a_pod_is_attached_and_detached_by_its_descriptor(lab: Lab, blind: Agent) -> None:
+    before = inventory(lab)
+    pods = [lab.pod(name, lab.conf(dual=True)) for name in ("one", "two")]
+    assert pods[0].pings(pods[1])
+    for pod in pods:
         assert lab.host.pings(pod)
         pod.check()
         pod.delete()
         assert [link["ifname"] for link in pod.links()] == ["lo"]
+    assert inventory(lab) == before
+
+
+LIVING: dict[str, dict[str, Any]] = {
+    "bridge": {"dual": True},
+    "no shim": {"shim": False},
+    "private": {"mode": "private"},
+    "passthru": {"mode": "passthru"},
+    "layer 2": {"ipam": None},
+}
+
+
+@pytest.mark.parametrize("changes", LIVING.values(), ids=LIVING)
+def test_a_living_pod_that_cannot_be_seen_is_not_taken_for_gone(
+    lab: Lab, blind: Agent, changes: dict[str, Any]
+) -> None:
+    pod = lab.pod("one", lab.conf(**changes))
+    before = inventory(lab, pod)
+    time.sleep(3.5)  # three times the grace
+    assert inventory(lab, pod) == before
+    pod.check()
+    pod.delete()
+
+
+def test_a_pod_with_its_link_down_that_cannot_be_seen_is_not_taken_for_gone(lab: Lab, blind: Agent) -> None:
+    pod = lab.pod("one")
+    pod.ip("link", "set", "eth0", "down")
+    before = inventory(lab, pod)
+    time.sleep(3.5)
+    assert inventory(lab, pod) == before
+
+
+def test_a_pod_with_its_parent_inside_that_cannot_be_seen_is_not_taken_for_gone(lab: Lab, blind: Agent) -> None:
+    pod = lab.container("one", lab.conf(linkInContainer=True, ipam={"routes": []}), ifname="net1")
+    lab.switch.plug(pod)
+    pod.ip("link", "set", "eth0", "up")
+    pod.add()
+    before = inventory(lab, pod)
+    time.sleep(3.5)
+    assert inventory(lab, pod) == before
+
+
+def test_del_without_a_namespace_clears_what_is_left_of_a_pod_that_is_gone(lab: Lab, blind: Agent) -> None:
+    before = inventory(lab)
+    pod = lab.pod("one")
+    lab.host.ip("netns", "del", pod.name)
+    pod.variables["CNI_NETNS"] = ""
+    pod.delete()
+    assert inventory(lab) == before

@@ -1,4 +1,4 @@
-"""SIGKILL of the agent while pods come and go: no address twice, none lost, nothing left, and errors as the spec has them."""
+"""SIGKILL of the agent while pods come and go: no address is given twice, none is lost, and nothing is left."""
 
 from __future__ import annotations
 

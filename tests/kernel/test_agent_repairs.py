@@ -95,7 +95,7 @@ def picture(lab: Lab, *pods: Pod) -> list[str]:
 
 
 def links_of_ours() -> list[str]:
-    """The macvlans of this namespace with addresses, routes and neighbours; without what the kernel adds in its time."""
+    """The macvlans of this namespace with addresses, routes and neighbours, but for what the kernel adds late."""
     lines = []
     with closing(Namespace()) as namespace:
         for link in namespace.links():
@@ -109,6 +109,13 @@ def links_of_ours() -> list[str]:
 
 # --- what is undone on the host or in a pod --------------------------------------------------------------------------
 
+
+def replug(lab: Lab, _: Pod) -> None:
+    """The NIC goes and comes back at once."""
+    unplug(lab)
+    plug(lab)
+
+
 UNDONE: dict[str, Undoing] = {
     **{name: undo for name, undo in ON_HOST.items() if "another source" not in name},  # that takes two addresses
     **IN_POD,
@@ -117,7 +124,7 @@ UNDONE: dict[str, Undoing] = {
     "an IPv6 address of the host goes and comes back": on_host(REMOVE[6], RETURN[6], DEFAULT[6]),
     "the parent is set down and up": on_host("link set eth0 down", "link set eth0 up", RETURN[6], *DEFAULT.values()),
     "the parent's MTU is lowered and raised": on_host("link set eth0 mtu 1400", "link set eth0 mtu 1500"),
-    "the parent goes and comes back": lambda lab, _: (unplug(lab), plug(lab)) and None,
+    "the parent goes and comes back": replug,
 }
 
 

@@ -12,6 +12,7 @@ import resource
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,7 +25,7 @@ from cni.agent.wire import MAX_ENVIRON, MAX_STDIN, Request
 from cni.ctl.lab import Lab
 from tests.kernel.agents import Agent
 from tests.kernel.kubelet import Kubelet
-from tests.kernel.torture import footprint, forked, inventory, seeded, size
+from tests.kernel.torture import forked, inventory, seeded, size
 
 pytestmark = pytest.mark.without_agent("it has one of its own")
 
@@ -195,10 +196,23 @@ def test_pods_come_and_go_in_bad_company(lab: Lab, agent: Agent, bad: str) -> No
     for pod in list(kubelet.sandboxes):
         kubelet.remove(pod)
     assert inventory(lab) == before
-    assert settles(lambda: occupied(agent.pid) <= calm), f"{calm} before, {occupied(agent.pid)} after"
+    assert settled(agent.pid, calm) <= calm
 
 
 def allow_many_descriptors() -> None:
     """As many as we may have."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def occupied(pid: int) -> Counter[str]:
+    """The descriptors and threads of a process."""
+    return Counter({what: len(os.listdir(f"/proc/{pid}/{what}")) for what in ("fd", "task")})
+
+
+def settled(pid: int, calm: Counter[str]) -> Counter[str]:
+    """The same once it is no more than it was, or does not become so; threads wait for work for a while."""
+    until = time.monotonic() + SETTLE_SECONDS
+    while not (now := occupied(pid)) <= calm and time.monotonic() < until:
+        time.sleep(0.1)
+    return now
