@@ -3,18 +3,24 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.shimlan
+# What pip leaves in the tree.
+LEFTOVERS := build/lib build/bdist.* build/scripts-* *.egg-info
 SOURCES := $(shell find cni ipam bin -name '*.py' -o -name '*.json' -o -path 'bin/*' -type f)
 
 # What the tests and the demo call, and the Debian package that has it.
 TOOLS := ip=iproute2 ping=iputils-ping nsenter=util-linux nft=nftables /usr/lib/cni/macvlan=containernetworking-plugins
 
+TORTURES := $(addprefix tests/kernel/test_,crash.py concurrency.py fuzz.py races.py agent_crash.py agent_walk.py)
+
+# The data path is measured with iperf3, plots are drawn with matplotlib: for `make bench` alone.
+BENCH_TOOLS := iperf3=iperf3
+
 # The functional core: no I/O, so that plain unit tests can go everywhere in it.
-CORE := cni/attachment.py,cni/config.py,cni/diff.py,cni/errors.py,cni/frozen.py,cni/mac.py,cni/protocol.py,cni/quickjson.py,cni/refusals.py,cni/rtnetlink.py,cni/section.py,cni/values.py,ipam/allocate.py,ipam/config.py,ipam/pools.py
+CORE := cni/attachment.py,cni/config.py,cni/diff.py,cni/errors.py,cni/frozen.py,cni/inet.py,cni/mac.py,cni/protocol.py,cni/quickjson.py,cni/refusals.py,cni/rtnetlink.py,cni/section.py,cni/values.py,cni/agent/backoff.py,cni/agent/events.py,cni/agent/mending.py,cni/agent/wire.py,ipam/allocate.py,ipam/config.py,ipam/pools.py
 
 # The native client is static, so that it runs on any node: on this machine's kind, and on those of most clusters.
 CLIENTS := build/client/shimlan build/client/x86_64/shimlan build/client/aarch64/shimlan
 CLIENT_FLAGS := -static -Os -s -fno-unwind-tables -fno-asynchronous-unwind-tables -std=c11 -Wall -Wextra -Werror
-COMPILER := ziglang>=0.17,<0.18
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint unit kernel agent torture walk client bench tools clean
@@ -42,8 +48,11 @@ kernel: $(STAMP) tools ## Tests against the real kernel; they skip, saying so, w
 agent: $(STAMP) tools ## The kernel tests once more, through client and agent
 	SHIMLAN_TEST_AGENT=1 $(BIN)/pytest -n 4 --dist worksteal tests/kernel
 
-torture: $(STAMP) tools ## The long form of the crash, concurrency, race and fuzz tests
-	SHIMLAN_TORTURE=full $(BIN)/pytest -n 3 --dist worksteal tests/kernel/test_crash.py tests/kernel/test_concurrency.py tests/kernel/test_fuzz.py tests/kernel/test_races.py
+torture: $(STAMP) tools ## The long form of the crash, concurrency, race and fuzz tests, and three minutes of the walk
+	SHIMLAN_TORTURE=full SHIMLAN_WALK_SECONDS=180 $(BIN)/pytest -n 3 --dist worksteal $(TORTURES)
+
+walk: $(STAMP) tools ## A random walk of an hour over all that can happen to a host (SHIMLAN_WALK_SECONDS, SHIMLAN_SEED)
+	SHIMLAN_WALK_SECONDS=$(or $(SHIMLAN_WALK_SECONDS),3600) $(BIN)/pytest -s tests/kernel/test_agent_walk.py
 
 client: $(CLIENTS) ## Build the native client into build/client (some minutes at first, then at once)
 
@@ -59,11 +68,16 @@ build/client/%/shimlan: cni/client/client.c cni/__init__.py | $(VENV)/.compiler
 
 # Only for the client: 400 MB.
 $(VENV)/.compiler: | $(STAMP)
-	@$(BIN)/pip install --quiet --disable-pip-version-check '$(COMPILER)'
+	@$(BIN)/pip install --quiet --disable-pip-version-check '.[client]'
+	@rm -rf $(LEFTOVERS)
 	@touch $@
 
-bench: $(STAMP) tools client ## Compare with the reference plugins and print the table
-	$(BIN)/python -m bench --plugin $(abspath $(BIN))/shimlan --client $(abspath build/client/shimlan)
+bench: $(STAMP) client ## Compare with the reference plugins; table and plots go to docs/ (10 minutes)
+	@$(MAKE) --no-print-directory tools TOOLS="$(TOOLS) $(BENCH_TOOLS)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check '.[bench]'
+	@rm -rf $(LEFTOVERS)
+	$(BIN)/python -m bench --plugin $(abspath $(BIN))/shimlan --client $(abspath build/client/shimlan) \
+		--output docs/benchmarks.md
 
 tools: ## Install the Debian packages that tests and demo need, when root
 	@missing=; for tool in $(TOOLS); do command -v "$${tool%%=*}" > /dev/null || missing="$$missing $${tool##*=}"; done; \
@@ -78,7 +92,7 @@ $(STAMP): pyproject.toml $(SOURCES)
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { \
 		[ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qqy python3-venv > /dev/null && $(PYTHON) -m venv $(VENV); }
 	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade '.[dev]'
-	@rm -rf build/lib build/bdist.* build/scripts-* *.egg-info
+	@rm -rf $(LEFTOVERS)
 	@touch $@
 
 clean: ## Remove what the targets above made

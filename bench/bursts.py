@@ -37,7 +37,7 @@ def measure(stage: Stage) -> list[Row]:
     """Pods that come and go at once."""
     rows = []
     with stage.networks() as networks:
-        for size in QUICK_SIZES if stage.quick else SIZES:
+        for size in _sizes(stage):
             pods = stage.pods(size)
             actions = {
                 who: partial(_come_and_go, network, pods)
@@ -58,12 +58,16 @@ def starting(stage: Stage) -> list[Row]:
             calls["the client's VERSION"] = Call(
                 (each.executable,), {"CNI_COMMAND": "VERSION"}, b'{"cniVersion": "1.0.0"}'
             )
-    actions = {(name, size): partial(_at_once, [call] * size) for name, call in calls.items() for size in SIZES}
+    actions = {(name, size): partial(_at_once, [call] * size) for name, call in calls.items() for size in _sizes(stage)}
     taken = stage.in_turns(actions, min(stage.rounds, SLOW_ROUNDS))
     return [
         Row(HARNESS, "START", f"{name}, {size} at once", median_ms([burst.wall for burst in bursts]))
         for (name, size), bursts in taken.items()
     ]
+
+
+def _sizes(stage: Stage) -> tuple[int, ...]:
+    return QUICK_SIZES if stage.quick else SIZES
 
 
 def _rounds(stage: Stage, size: int) -> int:

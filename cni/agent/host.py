@@ -75,6 +75,8 @@ class Memory:
             # Those to single destinations are of pods, and no question is about them.
             _, length, *_ = rtnetlink.ROUTE_HEADER.unpack_from(body)
             return bool(length == 0)
+        if kind == rtnetlink.RTM_DELLINK:
+            self._links.pop(rtnetlink.parse_index(body), None)
         if kind != rtnetlink.RTM_NEWLINK:
             return True
         # Many a NIC says something of its receive filter with each child that comes and goes.

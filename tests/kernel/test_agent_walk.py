@@ -1,6 +1,6 @@
 """A random walk over all that can happen to a host with an agent: at rest, kernel, store and model agree.
 
-SHIMLAN_WALK_SECONDS says for how long, SHIMLAN_SEED which one.
+SHIMLAN_WALK_SECONDS says for how long in all, SHIMLAN_SEED which one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pytest
 
 from cni.attachment import Link
 from cni.ctl.lab import CniAnswer, Lab, Pod
+from cni.ctl.runtime import installed_shimlan
 from cni.kernel import Namespace
 from tests.kernel import walk
 from tests.kernel.agents import Agent
@@ -34,13 +35,15 @@ PATIENCE_SECONDS = 60.0  # in which the agent may leave things as they are for a
 LONGEST_PAUSE_SECONDS = 0.3
 
 
-def test_at_rest_all_agree(lab: Lab, client: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("substitute", [False, True], ids=["alone", "with-fallback"])
+def test_at_rest_all_agree(lab: Lab, client: Path, tmp_path: Path, substitute: bool) -> None:
     settings = tmp_path / "agent.yaml"
     settings.write_text(SETTINGS)
-    chance = seeded("walk")
-    with Agent(lab, client, "--config", str(settings)) as agent:
-        walker = Walker(lab, agent)
-        until = time.monotonic() + SECONDS
+    chance = seeded(f"walk, {substitute=}")
+    fallback = installed_shimlan() or "" if substitute else ""
+    with Agent(lab, client, "--config", str(settings), fallback=fallback) as agent:
+        walker = Walker(lab, agent, World(substitute=substitute))
+        until = time.monotonic() + SECONDS / 2
         while time.monotonic() < until:
             walker.take(walk.choose(walker.world, chance))
             time.sleep(chance.uniform(0, LONGEST_PAUSE_SECONDS))
@@ -52,7 +55,7 @@ def test_at_rest_all_agree(lab: Lab, client: Path, tmp_path: Path) -> None:
 class Walker:
     """Takes the steps on a lab, and keeps the model up to date."""
 
-    def __init__(self, lab: Lab, agent: Agent) -> None:
+    def __init__(self, lab: Lab, agent: Agent, world: World) -> None:
         self._lab = lab
         self._agent = agent
         self._kubelet = Kubelet(lab, dual=True, shim={"routes": [*walk.SERVICES.values()]}, ipam={"cooldownSeconds": 0})
@@ -75,7 +78,7 @@ class Walker:
             **dict.fromkeys(walk.ON_HOST, self._undo_on_host),
             **dict.fromkeys(walk.IN_POD, self._undo_in_pod),
         }
-        self.world = World()
+        self.world = world
         self.steps = 0
         self.longest = 0.0
         lab.host.sysctl("net.ipv4.conf.all.promote_secondaries", 1)

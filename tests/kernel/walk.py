@@ -39,6 +39,7 @@ class World:
 
     pods: tuple[Sandbox, ...] = ()
     agent: bool = True
+    substitute: bool = False  # the in-process plugin stands in while there is no agent
     parent: str = UP
     mtu: int = 1500
     addresses: frozenset[str] = FIRST
@@ -161,7 +162,7 @@ def after(world: World, step: Step) -> World:
 
 def may_fail_with(world: World, command: str) -> set[int]:
     """The codes with which a verb may fail as things are; it has to succeed where there are none."""
-    if not world.agent:
+    if not (world.agent or world.substitute):
         return {AGAIN_LATER}
     if world.parent != UP and command in (ADD, STATUS):
         return {PARENT_UNUSABLE if command == ADD else NOT_AVAILABLE}

@@ -1,0 +1,147 @@
+"""The agent's keeper among requests: whose pods it listens to, what it holds on to, and what does not stop it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cni.ctl.lab import Lab, Pod
+from tests.kernel.agents import Agent
+from tests.kernel.torture import inventory
+
+pytestmark = pytest.mark.without_agent("it has one of its own")
+
+LIMIT_SECONDS = 2.0
+REST_SECONDS = 1.0  # after which a pass that was due is done
+SHORT_GRACE = "graceSeconds: 1\nresyncSeconds: 1\n"
+
+
+@pytest.fixture
+def agent(lab: Lab, client: Path) -> Iterator[Agent]:
+    with Agent(lab, client) as agent:
+        yield agent
+
+
+def soon(question: Callable[[], bool], seconds: float = LIMIT_SECONDS) -> bool:
+    """Whether the answer becomes yes in some seconds."""
+    until = time.monotonic() + seconds
+    while not (answer := question()) and time.monotonic() < until:
+        time.sleep(0.02)
+    return answer
+
+
+def is_mended(pod: Pod, dev: str = "eth0") -> bool:
+    """Whether a pod gets back the address that somebody takes from it."""
+    (address,) = pod.addresses(dev)
+    pod.ip("address", "del", address, "dev", dev)
+    return soon(lambda: pod.addresses(dev) == [address])
+
+
+# --- whom it listens to ----------------------------------------------------------------------------------------------
+
+
+def second_interface(lab: Lab, pod: Pod) -> Pod:
+    """The same pod as another network sees it, attached there."""
+    conf = lab.conf(name="second", shim=False, ipam={"ranges": [[{"subnet": "198.51.100.0/24"}]], "routes": []})
+    second = Pod(pod.name, pod.label, lab.runtime(), conf, {**pod.variables, "CNI_IFNAME": "net1"})
+    second.add()
+    return second
+
+
+def test_a_pod_that_loses_one_of_two_interfaces_is_still_listened_to(lab: Lab, agent: Agent) -> None:
+    pod = lab.pod("pod", lab.conf(shim=False))
+    second_interface(lab, pod).delete()
+    time.sleep(REST_SECONDS)
+    assert is_mended(pod)
+
+
+def test_a_pod_of_an_earlier_agent_is_still_listened_to(lab: Lab, agent: Agent) -> None:
+    pod = lab.pod("pod", lab.conf(shim=False))
+    second = second_interface(lab, pod)
+    agent.stop()
+    agent.start()
+    time.sleep(REST_SECONDS)
+    second.delete()
+    assert is_mended(pod)
+
+
+def test_a_pod_whose_del_fails_is_still_listened_to(lab: Lab, agent: Agent) -> None:
+    pod = lab.pod("pod", lab.conf(shim=False))
+    refused = pod.runtime.call("DEL", {**pod.conf, "dataDir": "/proc/shimlan"}, pod.variables)
+    assert refused.json["code"] == 5
+    assert is_mended(pod)
+
+
+def test_a_pod_that_the_in_process_plugin_attached_is_listened_to(lab: Lab, client: Path) -> None:
+    pod = lab.pod("pod", lab.conf(shim=False))
+    with Agent(lab, client):
+        time.sleep(REST_SECONDS)
+        assert is_mended(pod)
+
+
+def test_another_data_directory_is_kept_as_well(lab: Lab, agent: Agent) -> None:
+    elsewhere = f"{lab.data_dir}/elsewhere"
+    pod = lab.pod("pod", lab.conf(dataDir=elsewhere, ipam={"dataDir": elsewhere}))
+    assert is_mended(pod)
+    lab.host.ip("link", "del", "shim2")
+    assert soon(lambda: lab.host.pings(pod, wait=0.2))
+
+
+# --- what it holds on to ---------------------------------------------------------------------------------------------
+
+
+def test_a_namespace_that_ends_right_after_its_add_ends_at_once(lab: Lab, agent: Agent) -> None:
+    """Nobody else holds it: its MAC is free for the next pod before anybody could miss it."""
+    conf = lab.conf(mac="02:00:00:00:00:07", ipam={"cooldownSeconds": 0})
+    for number in range(8):
+        pod = lab.pod(f"pod{number}", conf)
+        assert holders(agent.pid, os.stat(pod.netns).st_ino) == []
+        subprocess.run(["ip", "netns", "del", pod.name], check=True)
+
+
+def holders(pid: int, inode: int) -> list[str]:
+    """The descriptors of a process that are of a namespace."""
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            status = os.stat(f"/proc/{pid}/fd/{name}")
+        except FileNotFoundError:  # closed meanwhile
+            continue
+        if status.st_ino == inode and status.st_dev == os.stat("/proc/self/ns/net").st_dev:
+            found.append(name)
+    return found
+
+
+# --- what does not stop it -------------------------------------------------------------------------------------------
+
+
+def test_a_store_that_is_lost_is_made_anew_by_the_next_call(lab: Lab, agent: Agent) -> None:
+    lab.pod("early").delete()
+    for file in Path(lab.data_dir).iterdir():
+        file.unlink()
+    time.sleep(REST_SECONDS)
+    pod = lab.pod("pod")
+    assert is_mended(pod)
+    pod.check()
+
+
+def test_a_directory_that_is_lost_is_made_anew_by_the_next_call(lab: Lab, agent: Agent) -> None:
+    for file in Path(lab.data_dir).iterdir():
+        file.unlink()
+    os.rmdir(lab.data_dir)
+    time.sleep(REST_SECONDS)
+    pod = lab.pod("pod")
+    assert is_mended(pod)
+    pod.delete()
+
+
+def test_a_data_directory_that_cannot_be_kept_does_not_keep_it_from_others(lab: Lab, agent: Agent) -> None:
+    pod = lab.pod("pod")
+    assert lab.cni("STATUS", lab.conf(dataDir="/proc/shimlan")).json["code"] == 50
+    assert lab.cni("STATUS", lab.conf(dataDir="/dev/null/below")).json["code"] == 50
+    assert is_mended(pod)
