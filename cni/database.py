@@ -135,7 +135,8 @@ class Database:
 
     def current(self) -> sqlite3.Connection:
         """The connection to the file that stands at the path now: others may have put ours aside; the lock is held."""
-        if self._connection is not None and self._inode != _inode(self.path):
+        connection = self._connection
+        if connection is not None and not connection.in_transaction and self._inode != _inode(self.path):
             self.forget()
         if self._connection is None:
             self._connection = open_database(self.data_dir)

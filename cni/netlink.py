@@ -133,7 +133,7 @@ class Socket:
         return self._socket.fileno()
 
     def request(self, messages: Sequence[Message]) -> list[NetlinkError | None]:
-        """Send all, and wait for the answer to each: None, or the kernel's refusal.
+        """Send all, and wait until all are done; for each None, or the kernel's refusal.
 
         The kernel goes on with the rest of a batch after an error, so every answer counts. All answers to one datagram
         have to fit into the socket's buffer, hence several datagrams for many messages.
@@ -144,15 +144,17 @@ class Socket:
         return answers
 
     def _request(self, messages: Sequence[Message]) -> list[NetlinkError | None]:
-        first = self._send([Message(m.kind, m.flags | NLM_F_ACK, m.body) for m in messages])
+        # Refusals come anyway, and before the answer to the last message: nobody needs to be told of each success.
+        last = messages[-1]
+        first = self._send([*messages[:-1], Message(last.kind, last.flags | NLM_F_ACK, last.body)])
         answers: list[NetlinkError | None] = [None] * len(messages)
-        waiting = len(messages)
-        while waiting:
+        while True:
             for kind, flags, sequence, body in self.receive():
-                if kind == NLMSG_ERROR and 0 <= sequence - first < len(messages):
-                    answers[sequence - first] = _refusal(body, flags)
-                    waiting -= 1
-        return answers
+                number = sequence - first
+                if kind == NLMSG_ERROR and 0 <= number < len(messages):
+                    answers[number] = _refusal(body, flags)
+                    if number == len(messages) - 1:
+                        return answers
 
     def batch(self, begin: Message, messages: Sequence[Message], end: Message) -> None:
         """An nfnetlink transaction (all or nothing) between its begin and end; raises the first refusal."""

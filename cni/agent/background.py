@@ -26,14 +26,27 @@ class Background:
 
     def __call__(self, action: Callable[[], int]) -> int:
         """Run an action on a thread; the descriptor returned yields its number as one byte. Raises OSError."""
-        needed = not self._free.acquire(blocking=False)
-        if needed and not self._threads.acquire(blocking=False):
-            raise BlockingIOError(f"{MOST} deletions are under way")
         reader, writer = os.pipe()
+        try:
+            self._engage()
+        except OSError:
+            os.close(reader)
+            os.close(writer)
+            raise
         self._work.put((action, writer))
-        if needed:
-            threading.Thread(target=self._run, name="deletion", daemon=True).start()
         return reader
+
+    def _engage(self) -> None:
+        """Have a thread wait for one more action: one that is free, or another one. Raises OSError."""
+        if self._free.acquire(blocking=False):
+            return
+        if not self._threads.acquire(blocking=False):
+            raise BlockingIOError(f"{MOST} deletions are under way")
+        try:
+            threading.Thread(target=self._run, name="deletion", daemon=True).start()
+        except RuntimeError as error:
+            self._threads.release()
+            raise BlockingIOError(f"no more threads: {error}") from error
 
     def _run(self) -> None:
         try:

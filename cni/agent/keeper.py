@@ -5,12 +5,11 @@ What a pass does is the business of `cni.agent.reconcile`, what calls for one th
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from cni import netns
@@ -20,10 +19,10 @@ from cni.agent.journal import Journal
 from cni.agent.metrics import Metrics
 from cni.agent.reconcile import Pass, Reconciler
 from cni.agent.watch import Watch
+from cni.attachment import Key
 from cni.node import Node, Pod
 
 EVERYTHING = Dirty(everything=True)
-GATHER_SECONDS = 0.1  # in which newcomers are collected, so that a burst of them wakes this thread once
 # Commands cause most of the events, and go first: passes rest in between, longer the longer they take, and wait while
 # requests are being served. All of it together stays below 2 s, in which things are to be mended.
 REST_SECONDS, LONGEST_REST_SECONDS, REST_PER_PASS = 0.2, 0.6, 10
@@ -47,7 +46,8 @@ class Keeper:
         self._reconcilers: dict[str, Reconciler] = {}
         self._directories = [data_dir]
         self._requests: Callable[[], int] = lambda: 0
-        self._newcomers: deque[int] = deque()
+        self._attached: defaultdict[str, set[Key]] = defaultdict(set)  # by namespace, since we are here
+        self._attaching = threading.Lock()
         self._watch = Watch()
         self._stopping = False
         self._last: dict[str, Pass] = {}
@@ -66,14 +66,28 @@ class Keeper:
         self._watch.wake()
         self._thread.join(timeout)
 
-    def follow(self, fd: int) -> None:
-        """Hear what happens in the namespace of a pod that was just attached; the descriptor stays the caller's."""
-        self._newcomers.append(os.dup(fd))
-        self._watch.wake()
+    def follow(self, fd: int, key: Key) -> None:
+        """Hear what happens in the namespace of a pod that was just attached; the descriptor stays the caller's.
 
-    def forget(self, fd: int) -> None:
-        """Hear nothing more of the namespace of a pod that is being detached; the descriptor stays the caller's."""
-        self._watch.forget(netns.identity(fd))
+        At once, while nobody else knows of the attachment yet, so nothing is missed; and no descriptor is kept for
+        later, which would keep a namespace alive that is going away.
+        """
+        identity = netns.identity(fd)
+        with self._attaching:
+            self._attached[identity].add(key)
+            with suppress(OSError):  # the kernel is short of something: the next pass over everything follows
+                self._watch.follow(identity, fd)
+
+    def forget(self, fd: int, key: Key) -> None:
+        """Hear nothing more of the namespace of a pod that was detached, unless it has another interface of ours."""
+        identity = netns.identity(fd)
+        with self._attaching:
+            if identity not in self._attached:  # attached before we were here, and perhaps others with it
+                return
+            self._attached[identity].discard(key)
+            if not self._attached[identity]:
+                del self._attached[identity]
+                self._watch.forget(identity)
 
     def look_after(self, data_dir: str) -> None:
         """Keep what the records of another data directory tell as well."""
@@ -109,7 +123,7 @@ class Keeper:
         dirty = EVERYTHING
         while not self._stopping:
             try:
-                seconds = self._make_passes(dirty | self._greet_newcomers())
+                seconds = self._make_passes(dirty)
                 self._ready.set()
                 dirty = self._wait(seconds)
                 self._let_requests_go_first()
@@ -120,7 +134,6 @@ class Keeper:
                 self._journal.error(f"a pass failed; please report this:\n{traceback.format_exc()}")
                 time.sleep(TROUBLE_SECONDS)
                 dirty = EVERYTHING
-        self._greet_newcomers()
         self._watch.close()
 
     def _wait(self, seconds: float) -> Dirty:
@@ -130,9 +143,7 @@ class Keeper:
         dirty = CLEAN
         while not (dirty or self._stopping) and (left := until - time.monotonic()) > 0:
             dirty = self._watch.wait(left)
-            if self._newcomers:
-                time.sleep(GATHER_SECONDS)
-                dirty |= self._greet_newcomers()
+            self._lose(dirty.gone)
         return EVERYTHING if time.monotonic() >= due else dirty
 
     def _let_requests_go_first(self) -> None:
@@ -140,18 +151,10 @@ class Keeper:
         while self._requests() and time.monotonic() < until and not self._stopping:
             time.sleep(LOOK_SECONDS)
 
-    def _greet_newcomers(self) -> Dirty:
-        """Follow them; as nobody has listened to them since they were attached, they are to be looked at."""
-        found = set()
-        while self._newcomers:
-            fd = self._newcomers.popleft()
-            try:
-                identity = netns.identity(fd)
-                self._watch.follow(identity, fd)
-                found.add(identity)
-            finally:
-                os.close(fd)
-        return Dirty(pods=frozenset(found))
+    def _lose(self, gone: Iterable[str]) -> None:
+        with self._attaching:
+            for identity in gone:
+                self._attached.pop(identity, None)
 
     def _make_passes(self, dirty: Dirty) -> float:
         """A pass over each data directory; after how many seconds another one is worth while."""

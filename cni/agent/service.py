@@ -20,6 +20,7 @@ from cni.agent.background import Background
 from cni.agent.configurations import Configurations
 from cni.agent.host import Host, Memory
 from cni.agent.wire import Answer, Request
+from cni.attachment import Key
 from cni.node import Handed, Node
 from ipam import service as _service  # noqa: F401
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from cni.agent.journal import Journal
     from cni.agent.keeper import Keeper
     from cni.agent.metrics import Metrics
+    from cni.config import NetConf
     from cni.protocol import Call
 
 MOST_IDLE = 8  # sockets that are kept for the next requests
@@ -56,23 +58,29 @@ class Service:
             conf = self._configurations.parse(request.stdin, raw, call)
             journal, network = self._journal.for_call(call, conf), conf.name
             handed = Handed(call.netns, request.netns, request.netns_errno)
-            if call.command == "DEL" and request.netns is not None:
-                self._keeper.forget(request.netns)  # what DEL undoes there nobody needs to look at
             with self._host() as host:
                 node = self._node(conf.data_dir).serving(journal, host, handed)
-                return plugin.perform(node, call, conf, version)
+                answer = plugin.perform(node, call, conf, version)
+            self._tell_keeper(call, conf, request.netns)
+            return answer
 
         read = partial(self._configurations.read, request.stdin)
         answer, status = plugin.respond(request.environ, read, perform, self._trace)
         command = request.environ.get("CNI_COMMAND", "")
-        if command == "ADD" and not status and request.netns is not None:
-            self._keeper.follow(request.netns)
         code = 0
         if status and answer:
             code = answer["code"]
             journal.warning(f"{command} failed with code {code}: {answer['msg']}")
         self._metrics.request(command, network, code, time.monotonic() - started)
         return Answer(status, plugin.render(answer).encode())
+
+    def _tell_keeper(self, call: Call, conf: NetConf, fd: int | None) -> None:
+        """Say which namespaces are worth listening to; what DEL has undone nobody needs to look at."""
+        key = Key(conf.name, call.container_id, call.ifname)
+        if fd is not None and call.command == "ADD":
+            self._keeper.follow(fd, key)
+        elif fd is not None and call.command == "DEL":
+            self._keeper.forget(fd, key)
 
     def _trace(self, error: Exception) -> None:
         self._journal.error("".join(traceback.format_exception(error)))

@@ -32,7 +32,7 @@ class Agent:
     """The agent of a lab's host, from the start of a `with` block to its end.
 
     While it is there, the lab's plugin is the client; with `fallback`, that has the in-process plugin beside it.
-    `prefix` are words before its command line, `environ` is added to its environment.
+    `prefix` are words before its command line, `environ` is added to its environment, `pass_fds` it inherits.
     """
 
     def __init__(
@@ -43,14 +43,17 @@ class Agent:
         fallback: str = "",
         prefix: tuple[str, ...] = (),
         environ: Mapping[str, str] | None = None,
+        pass_fds: tuple[int, ...] = (),
     ) -> None:
         self._lab = lab
         self._client = client
         self._options = options
         self._prefix = prefix
         self._environ = environ or {}
+        self._pass_fds = pass_fds
         self._fallback = fallback
         self._opened = ExitStack()
+        self._launched: list[subprocess.Popen[bytes]] = []
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Agent:
@@ -62,6 +65,7 @@ class Agent:
             self._log = opened.enter_context(open(self.directory / "log", "ab"))
             self._notified = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
             self._notified.bind(str(self.directory / "notify"))
+            opened.callback(self._leave_nobody)
             opened.enter_context(self._as_plugin())
             self.start()
             self._opened = opened.pop_all()
@@ -98,17 +102,23 @@ class Agent:
         """What it tells systemd next; nothing when it has ended, or takes too long."""
         assert self._process is not None
         ended = os.pidfd_open(self._process.pid)
+        waiting = select.poll()
+        waiting.register(self._notified, select.POLLIN)
+        waiting.register(ended, select.POLLIN)
         try:
-            heard, _, _ = select.select([self._notified, ended], [], [], START_SECONDS)
+            heard = dict(waiting.poll(START_SECONDS * 1000))
         finally:
             os.close(ended)
-        return self._notified.recv(4096).decode() if self._notified in heard else ""
+        return self._notified.recv(4096).decode() if self._notified.fileno() in heard else ""
 
     def launch(self, *options: str, **environ: str) -> subprocess.Popen[bytes]:
         """A process of it, which may be another one beside that of `start`."""
         where = ("--socket", self.socket, "--state-dir", self._lab.data_dir)
         command = [*self._lab.host.enter_words, *self._prefix, SHIMLANCTL, "agent", *where, *self._options, *options]
-        return subprocess.Popen(command, stderr=self._log, env={**os.environ, **self._environ, **environ})
+        env = {**os.environ, **self._environ, **environ}
+        process = subprocess.Popen(command, stderr=self._log, env=env, pass_fds=self._pass_fds)
+        self._launched.append(process)
+        return process
 
     def stop(self) -> int:
         """Tell it to stop; its exit status."""
@@ -125,11 +135,14 @@ class Agent:
     def _end(self) -> int:
         assert self._process is not None
         process, self._process = self._process, None
-        try:
-            return process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
+        return process.wait(STOP_SECONDS)
+
+    def _leave_nobody(self) -> None:
+        """End what a test that failed has left."""
+        for process in self._launched:
+            if process.poll() is None:
+                process.kill()
+                process.wait(STOP_SECONDS)
 
     @contextmanager
     def _as_plugin(self) -> Iterator[None]:

@@ -8,12 +8,12 @@ import re
 import shutil
 import signal
 import socket
-import stat
 import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 
 from cni.ctl.lab import CniAnswer, Lab, Pod
-from cni.ctl.runtime import PLUGIN_DIRECTORIES, Json, Runtime, installed_shimlan, with_result
+from cni.ctl.runtime import PLUGIN_DIRECTORIES, Runtime, installed_shimlan
 from cni.protocol import MAX_STDIN, VERSIONS
 from tests.kernel import traces
 from tests.kernel.agents import STOP_SECONDS, Agent
 from tests.kernel.kubelet import Census, Kubelet
-from tests.kernel.torture import footprint, inventory, launch, seeded, size, start
+from tests.kernel.torture import inventory, launch, seeded, size, start
 
 pytestmark = pytest.mark.without_agent("it has one of its own")
 
@@ -349,7 +349,7 @@ def test_without_an_agent_the_in_process_plugin_stands_in(lab: Lab, client: Path
 BLIND = {
     "no directory": 'umount -l /run/netns; mount -t tmpfs none /run; exec "$@"',
     "an empty directory": 'mount -t tmpfs none /run/netns; exec "$@"',
-    "files that stand for them": "mount -t tmpfs none /run/netns; touch $PODS; exec \"$@\"",
+    "files that stand for them": 'mount -t tmpfs none /run/netns; touch $PODS; exec "$@"',
 }
 
 
@@ -423,3 +423,327 @@ def test_del_without_a_namespace_clears_what_is_left_of_a_pod_that_is_gone(lab: 
     pod.variables["CNI_NETNS"] = ""
     pod.delete()
     assert inventory(lab) == before
+
+
+# --- many at once, and many one after the other ----------------------------------------------------------------------
+
+
+def test_sixty_at_once(lab: Lab, agent: Agent) -> None:
+    before = inventory(lab)
+    pods = [lab.container(f"pod{number}", lab.conf(dual=True)) for number in range(60)]
+    flights = [launch(lab, pod, "ADD") for pod in pods]
+    for pod, flight in zip(pods, flights, strict=True):
+        pod.result = flight.land().or_raise().json
+    assert len({ip["address"] for pod in pods for ip in pod.result["ips"]}) == 120
+    for command in ("CHECK", "DEL"):
+        for flight in [launch(lab, pod, command) for pod in pods]:
+            flight.land().or_raise()
+    assert inventory(lab) == before
+
+
+PAIRS = size(300, 2000)
+REQUESTS = 4  # at the same time
+
+
+def test_nothing_leaks(lab: Lab, agent: Agent) -> None:
+    """What the agent has open after the first pods is as much as it has open after many, and after many errors."""
+    pods = [lab.container(f"pod{number}", lab.conf(dual=True, shim=SERVICES)) for number in range(20)]
+
+    def come_and_go(pod: Pod) -> None:
+        pod.add()
+        pod.check()
+        pod.delete()
+
+    def fail(pod: Pod) -> None:
+        variables = {**pod.variables, "CNI_NETNS": "/run/netns/gone"}
+        for conf in (pod.conf, {**pod.conf, "master": "nope"}, {**pod.conf, "dataDir": "/proc/shimlan"}):
+            assert not pod.runtime.call("ADD", conf, variables).ok
+            assert not pod.runtime.call("CHECK", conf, pod.variables).ok
+
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        list(pool.map(come_and_go, pods))
+        list(pool.map(fail, pods[:REQUESTS]))
+        assert eventually(lambda: at_rest(agent), 30)
+        before = opened(agent)
+        list(pool.map(come_and_go, pods * (PAIRS // len(pods))))
+        list(pool.map(fail, pods))
+    assert eventually(lambda: at_rest(agent) and opened(agent) <= before, 30), (before, opened(agent))
+
+
+def test_namespaces_end_with_their_pods(lab: Lab, agent: Agent) -> None:
+    """Each has one end of a cable, of which the other end goes when the namespace ends, and not before."""
+    far = lab.netns("far")
+    numbers = len(lab.host.ip("netns", "list-id").splitlines())
+    pods = [lab.container(f"pod{number}") for number in range(20)]
+    for pod in pods:
+        far.ip("link", "add", pod.label, "type", "veth", "peer", "name", "cable", "netns", pod.name)
+        pod.add()
+    living, *dying = pods
+    for pod in dying[::2]:
+        pod.delete()
+    for pod in dying:
+        subprocess.run(["ip", "netns", "del", pod.name], check=True)
+    assert eventually(lambda: [link["ifname"] for link in far.links()] == ["lo", living.label])
+    assert len(lab.host.ip("netns", "list-id").splitlines()) == numbers + 1
+    living.check()
+
+
+def opened(agent: Agent) -> Counter[str]:
+    """How many descriptors and threads the agent has."""
+    return Counter({what: len(os.listdir(f"/proc/{agent.pid}/{what}")) for what in ("fd", "task")})
+
+
+def at_rest(agent: Agent) -> bool:
+    """Whether nobody waits for the kernel to finish a deletion any more, and threads without work have ended."""
+    before = opened(agent)
+    time.sleep(1.0)
+    return opened(agent) == before
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+SLOW = """#!/bin/sh
+echo "$CNI_COMMAND" >> "$0.calls"
+[ "$CNI_COMMAND" = ADD ] && { sleep "$(cat "$0.seconds")"; echo '{"ips": [{"address": "192.0.2.90/24"}]}'; }
+exit 0
+"""
+
+
+def slow_pod(lab: Lab, directory: Path, seconds: float) -> Pod:
+    """A pod whose IPAM plugin takes its time for ADD."""
+    plugin = directory / "slow"
+    plugin.write_text(SLOW)
+    plugin.chmod(0o755)
+    plugin.with_name("slow.seconds").write_text(str(seconds))
+    conf = lab.conf(ipam={"type": "slow", "ranges": None, "routes": None})
+    return lab.container("pod", conf, CNI_PATH=str(directory))
+
+
+def is_called(directory: Path) -> bool:
+    """Whether that plugin has been called."""
+    return (directory / "slow.calls").exists()
+
+
+def test_a_request_under_way_is_finished_before_the_end(lab: Lab, agent: Agent, tmp_path: Path) -> None:
+    """However often it is told to stop."""
+    pod = slow_pod(lab, tmp_path, 1.5)
+    flight = launch(lab, pod, "ADD")
+    assert eventually(lambda: is_called(tmp_path))
+    for _ in range(3):
+        os.kill(agent.pid, signal.SIGTERM)
+        time.sleep(0.1)
+    os.kill(agent.pid, signal.SIGINT)
+    assert lab.cni("STATUS", lab.conf()).json["code"] == 11
+    pod.result = flight.land().or_raise().json
+    assert agent.stop() == 0
+    agent.start()
+    pod.check()
+    pod.delete()
+
+
+def test_a_request_that_takes_too_long_is_left_behind(lab: Lab, client: Path, tmp_path: Path) -> None:
+    (tmp_path / "agent.yaml").write_text("stopSeconds: 1\n")
+    pod = slow_pod(lab, tmp_path, 60)
+    before = inventory(lab, pod)
+    with Agent(lab, client, "--config", str(tmp_path / "agent.yaml")) as agent:
+        flight = launch(lab, pod, "ADD")
+        assert eventually(lambda: is_called(tmp_path))
+        assert agent.stop() == 1
+        assert "stopped, with requests unfinished after 1 s" in agent.log
+        assert flight.land().json["code"] == 11
+        agent.start()
+        pod.delete()
+        assert inventory(lab, pod) == before
+
+
+def test_it_ends_early_as_well(lab: Lab, agent: Agent) -> None:
+    """Whatever it is doing when it is told to stop while it starts."""
+    assert agent.stop() == 0
+    chance = seeded("stop while starting")
+    for _ in range(size(8, 60)):
+        process = agent.launch()
+        time.sleep(chance.uniform(0, 0.8))
+        process.terminate()
+        assert process.wait(STOP_SECONDS) in (0, -signal.SIGTERM)
+    agent.start()
+    lab.pod("pod").check()
+
+
+# --- the beginning ---------------------------------------------------------------------------------------------------
+
+
+def test_a_second_agent_does_not_start(lab: Lab, agent: Agent) -> None:
+    second = agent.launch()
+    assert second.wait(STOP_SECONDS) == 1
+    assert agent.log.splitlines()[-1] == (
+        f"shimlanctl: {agent.socket} is served by process {agent.pid}: stop that agent first (kill {agent.pid})"
+    )
+    lab.pod("pod").check()
+
+
+WRONG: dict[str, tuple[str, int, str]] = {
+    "no file": ("", 1, "cannot read the agent's configuration file"),
+    "no YAML": ("a: [", 1, "is not YAML"),
+    "an unknown key": ("resyncSecond: 7", 1, "there is no such setting; did you mean resyncSeconds?"),
+    "wrong values": ("logLevel: loud\ngraceSeconds: 0", 1, "logLevel: must be one of error, warning"),
+}
+
+
+@pytest.mark.parametrize(("text", "status", "words"), WRONG.values(), ids=WRONG)
+def test_a_wrong_setting_is_told_in_one_line(lab: Lab, client: Path, text: str, status: int, words: str) -> None:
+    with Agent(lab, client) as agent:
+        assert agent.stop() == 0
+        said = len(agent.log.splitlines())
+        settings = agent.directory / "agent.yaml"
+        if text:
+            settings.write_text(text)
+        assert agent.launch("--config", str(settings)).wait(STOP_SECONDS) == status
+        (line,) = agent.log.splitlines()[said:]
+        assert line.startswith("shimlanctl: ")
+        assert words in line
+
+
+IMPOSSIBLE: dict[str, tuple[tuple[str, str], str]] = {
+    "a socket": (("--socket", "/proc/agent.sock"), "cannot listen at /proc/agent.sock: "),
+    "metrics": (("--metrics", "192.0.2.77:9113"), "metrics: cannot listen on 192.0.2.77:9113: "),
+}
+
+
+@pytest.mark.parametrize(("option", "words"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_a_place_where_it_cannot_be_is_told_in_one_line(
+    lab: Lab, agent: Agent, option: tuple[str, str], words: str
+) -> None:
+    said = len(agent.log.splitlines())
+    process = agent.launch("--socket", f"{agent.directory}/elsewhere.sock", *option)
+    assert process.wait(STOP_SECONDS) == 1
+    (line,) = agent.log.splitlines()[said:]
+    assert line.startswith(f"shimlanctl: {words}")
+
+
+# systemd gives a service its sockets from descriptor 3 on, and says to which process.
+PROGRAM = """
+import os, sys
+os.dup2(int(os.environ["PASSED"]), 3)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+AS_SYSTEMD = (sys.executable, "-c", PROGRAM)
+
+
+def test_a_socket_of_systemds_outlives_the_agent(lab: Lab, client: Path, tmp_path: Path) -> None:
+    """Whoever calls while no agent runs waits for the next one."""
+    path = str(tmp_path / "agent.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        passed = listener.fileno()
+        environ = {"PASSED": str(passed)}
+        with Agent(lab, client, prefix=AS_SYSTEMD, environ=environ, pass_fds=(passed,)) as agent:
+            lab.environ["SHIMLAN_SOCKET"] = path
+            pod = lab.pod("pod")
+            assert agent.stop() == 0
+            flight = launch(lab, pod, "CHECK")
+            with pytest.raises(subprocess.TimeoutExpired):
+                flight.process.wait(0.3)
+            agent.start()
+            flight.land().or_raise()
+            pod.delete()
+            assert not os.path.exists(agent.socket)
+    assert os.path.exists(path)
+
+
+def test_systemd_hears_of_its_beginning_and_its_end(lab: Lab, agent: Agent) -> None:
+    assert agent.stop() == 0
+    path = str(agent.directory / "systemd")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(path)
+        systemd.settimeout(STOP_SECONDS)
+        process = agent.launch(NOTIFY_SOCKET=path)
+        assert systemd.recv(100) == b"READY=1"
+        assert lab.cni("STATUS", lab.conf()).ok
+        process.terminate()
+        assert systemd.recv(100) == b"STOPPING=1"
+        assert process.wait(STOP_SECONDS) == 0
+
+
+# --- what it tells ---------------------------------------------------------------------------------------------------
+
+WEB = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0"
+
+
+ADDRESSES = ["192.0.2.150", "2001:db8::150"]
+
+
+def test_a_networks_log_file_has_the_lines_that_the_in_process_plugin_writes(lab: Lab, agent: Agent) -> None:
+    """But that a pod is named; the agent's own log has them, too."""
+    file = Path(lab.data_dir, "network.log")
+    conf = lab.conf(dual=True, shim=SERVICES, logLevel="debug", logFile=str(file), args={"cni": {"ips": ADDRESSES}})
+    pod = lab.container("pod", conf, CNI_ARGS=WEB)
+    told = []
+    for runtime in (in_process(lab), lab.runtime()):
+        pod.runtime = runtime
+        pod.add()
+        pod.delete()
+        # Without the time, which comes first.
+        told.append([line.partition(" ")[2] for line in file.read_text().splitlines()])
+        file.unlink()
+    in_process_lines, agent_lines = told
+    assert agent_lines[0].startswith(f"shimlan: debug: ADD lan {pod.container_id[:13]} eth0 default/web-0: ")
+    assert [line.replace(" default/web-0:", ":") for line in agent_lines] == in_process_lines
+    assert set(agent_lines) <= set(agent.log.splitlines())
+
+
+def test_lines_of_json_say_whose_call_they_are_of(lab: Lab, client: Path) -> None:
+    with Agent(lab, client, "--log-format", "json", "--log-level", "debug") as agent:
+        pod = lab.pod("pod", CNI_ARGS=WEB)
+        assert not pod.runtime.call("ADD", lab.conf(master="nope"), {**pod.variables, "CNI_CONTAINERID": "other"}).ok
+        pod.delete()
+        entries = [json.loads(line) for line in agent.log.splitlines()]
+    whose = {"network": "lan", "container": pod.container_id, "ifname": "eth0", "pod": "default/web-0"}
+    of_add = [entry for entry in entries if entry.get("command") == "ADD" and entry["level"] == "debug"]
+    assert of_add
+    for entry in of_add:
+        assert entry.items() >= whose.items()
+    (refusal,) = [entry for entry in entries if entry["level"] == "warning"]
+    assert (refusal["container"], refusal["command"]) == ("other", "ADD")
+    assert "there is no link nope" in refusal["message"]
+    assert all(entry["time"] for entry in entries)
+
+
+PORT = 9113
+
+
+def test_metrics_and_health_by_http(lab: Lab, client: Path) -> None:
+    with Agent(lab, client, "--metrics", f"127.0.0.1:{PORT}"):
+        assert eventually(lambda: asked(lab, "/readyz") == (200, "ok\n"))
+        assert asked(lab, "/healthz") == (200, "ok\n")
+        assert asked(lab, "/nothing")[0] == 404
+        pod = lab.pod("pod")
+        other = {**pod.variables, "CNI_CONTAINERID": "other"}
+        assert not pod.runtime.call("ADD", lab.conf(master="nope"), other).ok
+        assert not pod.runtime.call("DEL", "no JSON", other).ok
+        lab.host.ip("link", "del", "shim2")
+        assert eventually(lambda: lab.host.pings(pod, wait=0.2))
+        status, text = asked(lab, "/metrics")
+        assert status == 200
+        metrics = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        assert metrics['shimlan_requests_total{code="0",command="ADD",network="lan"}'] == "1.0"
+        assert metrics['shimlan_requests_total{code="102",command="ADD",network="lan"}'] == "1.0"
+        assert metrics['shimlan_requests_total{code="6",command="DEL",network=""}'] == "1.0"
+        assert metrics['shimlan_attachments{network="lan"}'] == "1.0"
+        used = 'shimlan_pool_addresses{network="lan",range="192.0.2.100-192.0.2.199",state="held"}'
+        assert metrics[used] == "1.0"
+        assert float(metrics['shimlan_repairs_total{kind="link"}']) >= 1
+        assert float(metrics["shimlan_workers"]) >= 1
+
+
+def asked(lab: Lab, path: str) -> tuple[int, str]:
+    """What the agent answers by HTTP to somebody on its host."""
+
+    def ask() -> tuple[int, str]:
+        connection = HTTPConnection("127.0.0.1", PORT, timeout=SOON)
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+    return lab.host.inside(ask)

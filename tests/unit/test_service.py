@@ -1,0 +1,307 @@
+"""What the agent keeps between requests: configurations that were read before, threads that wait for the kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cni import config
+from cni.agent import background, configurations
+from cni.agent.background import Background
+from cni.agent.configurations import Configurations
+from cni.config import NetConf
+from cni.errors import CniError, DecodingFailure, InvalidConfig
+from cni.protocol import Call, parse_environ
+from tests.unit.configurations import DUAL_STACK, FULL, MINIMAL, changed, places
+
+# --- configurations --------------------------------------------------------------------------------------------------
+
+
+def text_of(conf: object) -> bytes:
+    return json.dumps(conf).encode()
+
+
+def call(command: str = "ADD", args: str = "") -> Call:
+    variables = {"CNI_CONTAINERID": "c", "CNI_NETNS": "/run/netns/c", "CNI_IFNAME": "eth0", "CNI_ARGS": args}
+    return parse_environ({"CNI_COMMAND": command, **variables})
+
+
+def parsed(cache: Configurations, conf: object, of: Call | None = None) -> NetConf:
+    """What the cache makes of a configuration."""
+    text = text_of(conf)
+    return cache.parse(text, cache.read(text), of or call())
+
+
+def parsed_afresh(conf: object, of: Call | None = None) -> NetConf:
+    """What the in-process plugin makes of it."""
+    of = of or call()
+    parse = config.parse_for_delete if of.command == "DEL" else config.parse
+    return parse(conf, of.args or {})
+
+
+def outcome(parse: Callable[[], NetConf]) -> NetConf | tuple[object, ...]:
+    """A configuration, or the error in its place."""
+    try:
+        return parse()
+    except CniError as error:
+        return type(error), error.code, error.msg, error.details
+
+
+POD = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={}"
+CALLS = [
+    call(),
+    call("DEL"),
+    call("CHECK"),
+    call(args=POD.format("web-0", "c")),
+    call(args=POD.format("web-1", "d")),
+    call("DEL", POD.format("web-1", "d")),
+    call(args="IP=10.0.0.17"),
+    call(args="IP=10.0.0.18;MAC=02:00:00:00:00:07"),
+    call(args=POD.format("web-1", "d") + ";IP=10.0.0.17"),
+    call(args="IP=nonsense"),
+    call(args="IgnoreUnknown=1;X=Y"),
+    call(args=POD.format("\udcff", "e")),
+]
+
+
+@pytest.mark.parametrize("conf", [MINIMAL, DUAL_STACK, {**FULL, "prevResult": None}, {**MINIMAL, "mtu": "much"}])
+def test_every_call_gets_what_it_would_get_without_a_cache(conf: dict[str, Any]) -> None:
+    """In whatever order they come, as each of them leaves something for the next."""
+    for rotation in range(len(CALLS)):
+        cache = Configurations()
+        for of in CALLS[rotation:] + CALLS[:rotation]:
+            assert outcome(lambda of=of: parsed(cache, conf, of)) == outcome(lambda of=of: parsed_afresh(conf, of))
+
+
+@given(data=st.data())
+def test_so_does_a_configuration_that_resembles_another_one(data: st.DataObject) -> None:
+    cache = Configurations()
+    parsed(cache, FULL)
+    place = data.draw(st.sampled_from(places(FULL)))
+    value = data.draw(st.sampled_from([None, 0, 1, True, "", "x", [], {}, "10.0.0.0/8"]))
+    conf = changed(FULL, place, value)
+    of = data.draw(st.sampled_from(CALLS))
+    assert outcome(lambda: parsed(cache, conf, of)) == outcome(lambda: config_of_text(conf, of))
+
+
+def config_of_text(conf: object, of: Call) -> NetConf:
+    """The same as `parsed_afresh`, of what is perhaps no object."""
+    if not isinstance(conf, dict):
+        raise DecodingFailure("stdin: the network configuration is no JSON object")
+    return parsed_afresh(conf, of)
+
+
+def test_the_same_text_is_read_once() -> None:
+    cache = Configurations()
+    text = text_of(DUAL_STACK)
+    assert cache.read(text) is cache.read(bytes(bytearray(text)))
+    assert parsed(cache, DUAL_STACK).ipam is parsed(cache, DUAL_STACK, call(args=POD.format("web-0", "c"))).ipam
+
+
+@pytest.mark.parametrize("key", ["prevResult", "cni.dev/valid-attachments", "cni.dev/attachments"])
+def test_what_is_of_one_call_alone_is_not_kept(key: str) -> None:
+    cache = Configurations()
+    text = text_of({**DUAL_STACK, key: []})
+    assert cache.read(text) is not cache.read(text)
+
+
+def test_what_cannot_be_read_is_not_kept() -> None:
+    cache = Configurations()
+    for _ in range(2):
+        with pytest.raises(DecodingFailure):
+            cache.read(b"{")
+        with pytest.raises(InvalidConfig, match="mtu"):
+            parsed(cache, {**MINIMAL, "mtu": "much"})
+
+
+def test_no_more_is_kept_than_a_node_needs() -> None:
+    cache = Configurations()
+    for number in range(3 * configurations.MOST):
+        parsed(cache, {**MINIMAL, "name": f"lan{number}"})
+        parsed(cache, MINIMAL, call(args=f"IP=10.0.0.{number % 250}"))
+    for number in range(30):
+        parsed(cache, {**MINIMAL, "name": f"lan{number}", "padding": "x" * (configurations.LONGEST // 2)})
+    text = text_of({**MINIMAL, "padding": "x" * configurations.LONGEST})
+    assert cache.read(text) is not cache.read(text)
+    assert len(cache._raw) <= configurations.MOST
+    assert len(cache._parsed) <= configurations.MOST
+    assert sum(map(len, cache._raw)) <= configurations.MOST_BYTES
+    assert {text for text, *_ in cache._parsed} <= cache._raw.keys()
+
+
+# --- threads that wait for the kernel --------------------------------------------------------------------------------
+
+SOON = 10.0  # seconds in which something happens even on a busy machine
+
+
+def answer(reader: int) -> bytes:
+    """What an action in the background has yielded; empty when it failed."""
+    try:
+        return os.read(reader, 1)
+    finally:
+        os.close(reader)
+
+
+def eventually(question: Callable[[], bool]) -> bool:
+    until = time.monotonic() + SOON
+    while not (yes := question()) and time.monotonic() < until:
+        time.sleep(0.01)
+    return yes
+
+
+def threads() -> int:
+    return sum(thread.name == "deletion" for thread in threading.enumerate())
+
+
+@pytest.fixture(autouse=True)
+def _on_threads_of_their_own() -> None:
+    """Those of the test before have ended."""
+    assert eventually(lambda: threads() == 0)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads wait for work for a moment only."""
+    monkeypatch.setattr(background, "IDLE_SECONDS", 0.05)
+
+
+class Gate:
+    """Actions that all wait until it opens."""
+
+    def __init__(self) -> None:
+        self.passed = threading.Event()
+
+    def action(self, number: int) -> Callable[[], int]:
+        """An action that yields a number then."""
+
+        def wait() -> int:
+            assert self.passed.wait(SOON)
+            return number
+
+        return wait
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_an_action_yields_can_be_read() -> None:
+    run = Background()
+    assert [answer(run(lambda number=number: number)) for number in (0, 19, 255)] == [b"\0", b"\x13", b"\xff"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_there_are_as_many_threads_as_actions_and_none_when_all_are_done() -> None:
+    run, gate = Background(), Gate()
+    readers = [run(gate.action(number)) for number in range(20)]
+    assert threads() == 20
+    gate.passed.set()
+    assert [answer(reader) for reader in readers] == [bytes([number]) for number in range(20)]
+    assert eventually(lambda: threads() == 0)
+    assert answer(run(lambda: 7)) == b"\x07"
+
+
+def test_a_thread_that_is_free_takes_the_next_action(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "IDLE_SECONDS", 1.0)
+    run = Background()
+    for number in range(50):
+        assert answer(run(lambda number=number: number)) == bytes([number])
+        assert eventually(lambda: run._free._value == 1)  # type: ignore[attr-defined]  # how many are free
+    assert threads() == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_many_callers_at_once_get_their_own_answers() -> None:
+    run = Background()
+    wrong: list[tuple[int, bytes]] = []
+
+    def ask(caller: int) -> None:
+        for _ in range(50):
+            got = answer(run(lambda: caller))
+            if got != bytes([caller]):
+                wrong.append((caller, got))
+
+    callers = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert wrong == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_has_gone_on_is_not_waited_for() -> None:
+    run, gate = Background(), Gate()
+    os.close(run(gate.action(1)))
+    gate.passed.set()
+    assert answer(run(lambda: 2)) == b"\x02"
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+def test_an_action_that_fails_yields_nothing_and_ends_its_thread(error: type[BaseException]) -> None:
+    run = Background()
+
+    def fail() -> int:
+        raise error
+
+    for _ in range(3):
+        assert answer(run(fail)) == b""
+    assert answer(run(lambda: 7)) == b"\x07"
+    assert eventually(lambda: threads() == 0)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_one_too_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "MOST", 3)
+    run, gate = Background(), Gate()
+    readers = [run(gate.action(number)) for number in range(3)]
+    before = descriptors()
+    for _ in range(5):
+        with pytest.raises(OSError, match="3 deletions are under way"):
+            run(lambda: 0)
+    assert descriptors() == before
+    gate.passed.set()
+    assert len({answer(reader) for reader in readers}) == 3
+    assert eventually(lambda: threads() == 0)
+    assert len({answer(run(gate.action(number))) for number in range(3)}) == 3
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("shortage", ["descriptors", "threads"])
+def test_a_shortage_passes_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, shortage: str) -> None:
+    monkeypatch.setattr(background, "MOST", 2)
+    run = Background()
+    before = descriptors()
+    with monkeypatch.context() as short:
+        if shortage == "descriptors":
+            short.setattr(os, "pipe", no_more(OSError("Too many open files")))
+        else:
+            short.setattr(threading.Thread, "start", no_more(RuntimeError("can't start new thread")))
+        for _ in range(5):
+            with pytest.raises(OSError, match="open files|start new thread"):
+                run(lambda: 0)
+    assert descriptors() == before
+    gate = Gate()
+    readers = [run(gate.action(number)) for number in range(2)]
+    gate.passed.set()
+    assert [answer(reader) for reader in readers] == [b"\0", b"\x01"]
+
+
+def no_more(error: Exception) -> Callable[..., Any]:
+    """What a system does that has no more of something."""
+
+    def refuse(*_: object) -> Any:
+        raise error
+
+    return refuse
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
