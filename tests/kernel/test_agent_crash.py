@@ -16,6 +16,8 @@ from tests.kernel.agents import Agent
 from tests.kernel.kubelet import TRY_AGAIN_LATER, Census, Kubelet, addresses
 from tests.kernel.torture import inventory, seeded, size
 
+pytestmark = pytest.mark.without_agent("it has one of its own")
+
 RUNTIMES = 6
 SHIM = {"routes": ["10.96.0.0/12"]}
 # So few that one which is lost is soon missed, and each is handed out again at once.

@@ -42,7 +42,7 @@ from tests.kernel.traces import held, records, stored
 pytestmark = [pytest.mark.without_agent("it has one of its own"), NFT]
 
 LIMIT_SECONDS = 2.0
-BUSY_LIMIT_SECONDS = 4.0  # where the processor is busy with pods that come and go
+BUSY_LIMIT_SECONDS = 4.0  # where pods come and go at the same time
 REST_SECONDS = 1.0
 PATIENCE_SECONDS = 20.0  # to tell how long it took when that was too long
 GRACE_SECONDS = 1  # of the agent that clears what is stale
@@ -173,7 +173,7 @@ def test_right_after_an_add_as_well(lab: Lab, agent: Agent, measured: Measure, u
     """The agent leaves alone what a command may just be making, and comes back to it."""
     pod = lab.pod("a", lab.conf(dual=True, shim=SERVICES))
     before = picture(lab, pod)
-    measured(lambda: UNDONE[undone](lab, pod), lambda: picture(lab, pod), before)
+    measured(lambda: UNDONE[undone](lab, pod), lambda: picture(lab, pod), before, BUSY_LIMIT_SECONDS)
     assert all_is_well(lab, pod)
 
 
@@ -245,6 +245,7 @@ def test_a_pod_that_went_without_a_del_is_cleared(lab: Lab, strict_agent: Agent,
     living = lab.pod("living", lab.conf(dual=True, shim=SERVICES))
     before = [*picture(lab, living), *map(str, stored(lab))]
     dead = lab.pod("dead", lab.conf(dual=True, shim=SERVICES))
+    time.sleep(REST_SECONDS)
     measured(
         lambda: kill(dead),
         lambda: [*picture(lab, living), *map(str, stored(lab))],
@@ -285,17 +286,19 @@ def test_one_that_is_being_added_is_spared(lab: Lab, strict_agent: Agent, tmp_pa
     assert stored(lab) == []
 
 
-PROBE = {"timeoutMs": 1500, "retries": 3}  # several times as long as it takes to clear what is stale
+PROBE = {"timeoutMs": 2000, "retries": 3}  # several times as long as it takes to clear what is stale
 
 
 def test_a_lease_that_waits_for_its_record_is_spared(lab: Lab, strict_agent: Agent) -> None:
     """While the LAN is asked whether anybody has the address, there is a lease and nothing else."""
     dead = lab.pod("dead", lab.conf(dual=True))
+    time.sleep(REST_SECONDS)
     pod = lab.container("coming", lab.conf(detectConflicts=PROBE))
     flight = launch(lab, pod, "ADD")
     kill(dead)
-    seconds_until(lambda: len(records(lab)), 0, time.monotonic())
-    assert flight.process.poll() is None
+    while records(lab):
+        time.sleep(0.01)
+        assert flight.process.poll() is None, "it was not cleared while the other one was added"
     pod.result = flight.land().or_raise().json
     assert [lease.container_id for lease in held(lab)] == [pod.container_id]
     pod.check()
@@ -365,9 +368,7 @@ def test_somebody_who_undoes_every_repair_is_told_once(
     assert seconds_until(lambda: picture(lab, *pods), before, time.monotonic()) < 2 * FIGHT_SECONDS
 
 
-@pytest.mark.parametrize(
-    "undone", ["the shim is deleted", "all routes of ours are flushed", "its addresses are removed"]
-)
+@pytest.mark.parametrize("undone", ["the shim is deleted", "a route is removed", "its addresses are removed"])
 def test_repairs_while_pods_come_and_go(
     lab: Lab, agent: Agent, pods: list[Pod], measured: Measure, undone: str
 ) -> None:

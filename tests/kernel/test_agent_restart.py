@@ -20,6 +20,8 @@ from tests.kernel.agents import START_SECONDS, STOP_SECONDS, Agent
 from tests.kernel.kubelet import Kubelet
 from tests.kernel.torture import seeded, size
 
+pytestmark = pytest.mark.without_agent("it has one of its own")
+
 SERVICES = {"routes": ["10.96.0.0/16", "fd00:96::/112"]}
 INTERVAL_SECONDS = 0.01
 CALM_SECONDS = 0.3  # before and after each restart

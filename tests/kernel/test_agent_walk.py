@@ -168,19 +168,26 @@ class Walker:
             self.take(step)
         self._come_to_rest()
         for sandbox in self.world.attached:
-            pod = self._pods[sandbox.name]
-            answer = self._kubelet.call(CHECK, pod)
-            assert answer.ok or sandbox.mtu > self.world.mtu, answer  # CHECK tells of an MTU that was lowered
             for family in (4, 6):
-                assert self._lab.host.pings(pod, family)
+                assert self._lab.host.pings(self._pods[sandbox.name], family)
 
     def _come_to_rest(self) -> None:
         begin = time.monotonic()
-        while (found := self._found()) != (wanted := walk.wanted(self.world)):
-            more, less = sorted(found - wanted), sorted(wanted - found)
-            assert time.monotonic() - begin < PATIENCE_SECONDS, f"too much: {more}, missing: {less}"
+        while trouble := self._trouble():
+            assert time.monotonic() - begin < PATIENCE_SECONDS, trouble
             time.sleep(0.05)
         self.longest = max(self.longest, time.monotonic() - begin)
+
+    def _trouble(self) -> str:
+        """What is not as it should be, if anything is."""
+        found, wanted = self._found(), walk.wanted(self.world)
+        if found != wanted:
+            return f"too much: {sorted(found - wanted)}, missing: {sorted(wanted - found)}"
+        for pod in walk.whole(self.world):
+            answer = self._kubelet.call(CHECK, self._pods[pod.name])
+            if not answer.ok:
+                return f"CHECK of {pod.name}: {answer.stdout}"
+        return ""
 
     def _found(self) -> set[str]:
         """What there is on the host, in pods and in the store, in the words of the model."""

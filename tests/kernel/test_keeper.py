@@ -12,7 +12,6 @@ import pytest
 
 from cni.ctl.lab import Lab, Pod
 from tests.kernel.agents import Agent
-from tests.kernel.torture import inventory
 
 pytestmark = pytest.mark.without_agent("it has one of its own")
 

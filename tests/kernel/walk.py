@@ -134,30 +134,27 @@ def choose(world: World, chance: random.Random) -> Step:
     return Step(kind, chance.choice(possible[kind]))
 
 
+AFTER: dict[str, Callable[[World, str], World]] = {
+    LOSE: lambda world, name: world.without(name),
+    KILL: lambda world, _: replace(world, agent=False),
+    STOP: lambda world, _: replace(world, agent=False),
+    START: lambda world, _: replace(world, agent=True),
+    GIVE: lambda world, ip: replace(world, addresses=world.addresses | {ip}),
+    TAKE: lambda world, ip: replace(world, addresses=world.addresses - {ip}),
+    # The kernel removes the IPv6 addresses.
+    SET_DOWN: lambda world, _: replace(
+        world, parent=DOWN, addresses=frozenset(ip for ip in world.addresses if version(ip) == 4)
+    ),
+    SET_UP: lambda world, _: replace(world, parent=UP),
+    UNPLUG: lambda world, _: replace(world, parent=ABSENT, addresses=frozenset()),
+    PLUG: lambda world, _: replace(world, parent=UP, mtu=1500, addresses=FIRST),
+    SET_MTU: lambda world, mtu: replace(world, mtu=int(mtu)),
+}
+
+
 def after(world: World, step: Step) -> World:
-    """The world after a step, ADD and DEL aside, which may fail."""
-    match step.kind:
-        case "lose":
-            return world.without(step.what)
-        case "kill the agent" | "stop the agent":
-            return replace(world, agent=False)
-        case "start the agent":
-            return replace(world, agent=True)
-        case "give the address":
-            return replace(world, addresses=world.addresses | {step.what})
-        case "take the address":
-            return replace(world, addresses=world.addresses - {step.what})
-        case "set the parent down":  # the kernel removes its IPv6 addresses
-            return replace(world, parent=DOWN, addresses=frozenset(ip for ip in world.addresses if version(ip) == 4))
-        case "set the parent up":
-            return replace(world, parent=UP)
-        case "unplug the parent":
-            return replace(world, parent=ABSENT, addresses=frozenset())
-        case "plug the parent":
-            return replace(world, parent=UP, mtu=1500, addresses=FIRST)
-        case "set the parent's MTU to":
-            return replace(world, mtu=int(step.what))
-    return world
+    """The world after a step, ADD and DEL aside, which may fail. What others undo is to come back."""
+    return AFTER[step.kind](world, step.what) if step.kind in AFTER else world
 
 
 def may_fail_with(world: World, command: str) -> set[int]:
@@ -199,6 +196,11 @@ def wanted(world: World) -> set[str]:
         lines.add(f"host: the shim mtu {world.mtu} up")
         lines |= {f"host: source NAT to the host, IPv{family}" for family in (4, 6)}
     return lines
+
+
+def whole(world: World) -> list[Sandbox]:
+    """The pods whose CHECK succeeds then; it tells of an MTU that was lowered with the parent's."""
+    return [pod for pod in world.attached if pod.mtu <= world.mtu]
 
 
 def _in_pod(world: World, pod: Sandbox) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from cni.agent.configurations import Configurations
 from cni.config import NetConf
 from cni.errors import CniError, DecodingFailure, InvalidConfig
 from cni.protocol import Call, parse_environ
-from tests.unit.configurations import DUAL_STACK, FULL, MINIMAL, changed, places
+from tests.unit.configurations import DUAL_STACK, FULL, MINIMAL, Place, changed, places
 
 # --- configurations --------------------------------------------------------------------------------------------------
 
@@ -72,31 +73,31 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize("conf", [MINIMAL, DUAL_STACK, {**FULL, "prevResult": None}, {**MINIMAL, "mtu": "much"}])
+# Without what is never kept.
+LASTING = {key: value for key, value in FULL.items() if key not in configurations.OF_THE_CALL}
+
+
+@pytest.mark.parametrize("conf", [MINIMAL, DUAL_STACK, LASTING, {**MINIMAL, "mtu": "much"}])
 def test_every_call_gets_what_it_would_get_without_a_cache(conf: dict[str, Any]) -> None:
     """In whatever order they come, as each of them leaves something for the next."""
-    for rotation in range(len(CALLS)):
+    for first in range(len(CALLS)):
         cache = Configurations()
-        for of in CALLS[rotation:] + CALLS[:rotation]:
-            assert outcome(lambda of=of: parsed(cache, conf, of)) == outcome(lambda of=of: parsed_afresh(conf, of))
+        for of in CALLS[first:] + CALLS[:first]:
+            assert outcome(partial(parsed, cache, conf, of)) == outcome(partial(parsed_afresh, conf, of))
 
 
-@given(data=st.data())
-def test_so_does_a_configuration_that_resembles_another_one(data: st.DataObject) -> None:
+VALUES: list[object] = [None, 0, 1, True, "", "x", [], {}, "10.0.0.0/8", "prevResult"]
+
+
+@given(st.sampled_from(places(LASTING)[1:]), st.sampled_from(VALUES), st.lists(st.sampled_from(CALLS), max_size=4))
+def test_so_does_a_configuration_that_resembles_one_that_was_kept(
+    place: Place, value: object, calls: list[Call]
+) -> None:
     cache = Configurations()
-    parsed(cache, FULL)
-    place = data.draw(st.sampled_from(places(FULL)))
-    value = data.draw(st.sampled_from([None, 0, 1, True, "", "x", [], {}, "10.0.0.0/8"]))
-    conf = changed(FULL, place, value)
-    of = data.draw(st.sampled_from(CALLS))
-    assert outcome(lambda: parsed(cache, conf, of)) == outcome(lambda: config_of_text(conf, of))
-
-
-def config_of_text(conf: object, of: Call) -> NetConf:
-    """The same as `parsed_afresh`, of what is perhaps no object."""
-    if not isinstance(conf, dict):
-        raise DecodingFailure("stdin: the network configuration is no JSON object")
-    return parsed_afresh(conf, of)
+    parsed(cache, LASTING)
+    conf = changed(LASTING, place, value)
+    for of in calls:
+        assert outcome(partial(parsed, cache, conf, of)) == outcome(partial(parsed_afresh, conf, of))
 
 
 def test_the_same_text_is_read_once() -> None:
@@ -157,6 +158,11 @@ def eventually(question: Callable[[], bool]) -> bool:
     return yes
 
 
+def yielding(number: int) -> Callable[[], int]:
+    """An action that is done at once."""
+    return lambda: number
+
+
 def threads() -> int:
     return sum(thread.name == "deletion" for thread in threading.enumerate())
 
@@ -192,7 +198,7 @@ class Gate:
 @pytest.mark.usefixtures("impatient")
 def test_what_an_action_yields_can_be_read() -> None:
     run = Background()
-    assert [answer(run(lambda number=number: number)) for number in (0, 19, 255)] == [b"\0", b"\x13", b"\xff"]
+    assert [answer(run(yielding(number))) for number in (0, 19, 255)] == [b"\0", b"\x13", b"\xff"]
 
 
 @pytest.mark.usefixtures("impatient")
@@ -203,15 +209,15 @@ def test_there_are_as_many_threads_as_actions_and_none_when_all_are_done() -> No
     gate.passed.set()
     assert [answer(reader) for reader in readers] == [bytes([number]) for number in range(20)]
     assert eventually(lambda: threads() == 0)
-    assert answer(run(lambda: 7)) == b"\x07"
+    assert answer(run(yielding(7))) == b"\x07"
 
 
 def test_a_thread_that_is_free_takes_the_next_action(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "IDLE_SECONDS", 1.0)
     run = Background()
     for number in range(50):
-        assert answer(run(lambda number=number: number)) == bytes([number])
-        assert eventually(lambda: run._free._value == 1)  # type: ignore[attr-defined]  # how many are free
+        assert answer(run(yielding(number))) == bytes([number])
+        assert eventually(lambda: run._free._value == 1)  # threads
     assert threads() == 1
 
 
@@ -222,7 +228,7 @@ def test_many_callers_at_once_get_their_own_answers() -> None:
 
     def ask(caller: int) -> None:
         for _ in range(50):
-            got = answer(run(lambda: caller))
+            got = answer(run(yielding(caller)))
             if got != bytes([caller]):
                 wrong.append((caller, got))
 
@@ -239,7 +245,7 @@ def test_who_has_gone_on_is_not_waited_for() -> None:
     run, gate = Background(), Gate()
     os.close(run(gate.action(1)))
     gate.passed.set()
-    assert answer(run(lambda: 2)) == b"\x02"
+    assert answer(run(yielding(2))) == b"\x02"
 
 
 @pytest.mark.usefixtures("impatient")
@@ -253,7 +259,7 @@ def test_an_action_that_fails_yields_nothing_and_ends_its_thread(error: type[Bas
 
     for _ in range(3):
         assert answer(run(fail)) == b""
-    assert answer(run(lambda: 7)) == b"\x07"
+    assert answer(run(yielding(7))) == b"\x07"
     assert eventually(lambda: threads() == 0)
 
 
@@ -265,7 +271,7 @@ def test_one_too_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     before = descriptors()
     for _ in range(5):
         with pytest.raises(OSError, match="3 deletions are under way"):
-            run(lambda: 0)
+            run(yielding(0))
     assert descriptors() == before
     gate.passed.set()
     assert len({answer(reader) for reader in readers}) == 3
@@ -285,8 +291,8 @@ def test_a_shortage_passes_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, s
         else:
             short.setattr(threading.Thread, "start", no_more(RuntimeError("can't start new thread")))
         for _ in range(5):
-            with pytest.raises(OSError, match="open files|start new thread"):
-                run(lambda: 0)
+            with pytest.raises(OSError, match=r"open files|start new thread"):
+                run(yielding(0))
     assert descriptors() == before
     gate = Gate()
     readers = [run(gate.action(number)) for number in range(2)]
