@@ -50,9 +50,10 @@ class Pinger:
 @contextmanager
 def none_lost(*nodes: Node) -> Iterator[None]:
     """All of these ping each other, over IPv4 and IPv6, and each ping is answered."""
-    pairs = [(a, b) for a in nodes for b in nodes if a is not b]
+    ways = [(a, b, family) for a in nodes for b in nodes if a is not b for family in (4, 6)]
+    assert all(source.pings(target, family) for source, target, family in ways)  # so that they know each other's MACs
     with ExitStack() as ending:
-        pingers = [Pinger(source, target, family) for source, target in pairs for family in (4, 6)]
+        pingers = [Pinger(source, target, family) for source, target, family in ways]
         for pinger in pingers:
             ending.callback(pinger.stop)
         time.sleep(CALM_SECONDS)
