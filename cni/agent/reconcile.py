@@ -114,7 +114,7 @@ class Reconciler:
         known = {attachment.key for attachment in self._decoded.values()}
         recorded = self._recorded(found)
         if not (dirty.everything or self._is_first):
-            recorded = self._settled(recorded, known, found)
+            recorded = self._settled(recorded, known, dirty, found)
         self._is_first = False
         host = HostFacts(self._node.host, recorded)
         repairer = Repairer(self._node, self._log, host, self._backoff, now, found, self._visit)
@@ -140,11 +140,12 @@ class Reconciler:
         self._decoded = decoded
         return list(decoded.values())
 
-    def _settled(self, recorded: list[Attachment], known: set[Key], found: Findings) -> list[Attachment]:
+    def _settled(self, recorded: list[Attachment], known: set[Key], dirty: Dirty, found: Findings) -> list[Attachment]:
         """Without those recorded since the last pass: a command may just be making what they tell."""
         fresh = {attachment.key for attachment in recorded} - known
         found.unfinished |= fresh
         found.busy = found.busy or bool(fresh)
+        found.host_unfinished = bool(fresh) and dirty.host
         return [attachment for attachment in recorded if attachment.key not in fresh]
 
     def _task(self, attachment: Attachment, facts: Facts | None, dirty: Dirty, found: Findings) -> _Task:

@@ -7,7 +7,7 @@ import sqlite3
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 
 from cni.ctl.lab import CniFailed, Lab, Pod
 from cni.protocol import VERSIONS
+from tests.kernel.agents import interrupted
 from tests.kernel.traces import held, network, records, stored, sysctls
 
 ROOT = Path(__file__).parents[2]
@@ -493,10 +494,9 @@ def test_pods_of_an_earlier_boot_do_not_disturb_those_of_this_one(lab: Lab) -> N
 
 def another_boot(lab: Lab) -> None:
     """Make all that the store holds be of another boot."""
-    with sqlite3.connect(f"{lab.data_dir}/shimlan.db", isolation_level=None) as connection:
+    with interrupted(lab), closing(sqlite3.connect(f"{lab.data_dir}/shimlan.db", isolation_level=None)) as connection:
         connection.execute("UPDATE attachments SET boot_id = 'another'")
         connection.execute("UPDATE lease_boot SET id = 'another'")
-    connection.close()
 
 
 def test_a_lost_store_is_no_reason_to_leave_a_pod_attached(lab: Lab) -> None:
