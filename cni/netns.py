@@ -21,7 +21,8 @@ def open_netns(path: str) -> int:
         # Opening a named pipe would wait for somebody to write into it.
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
-        raise not_to_be_opened(path, str(error)) from error
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise not_to_be_opened(path, reason or str(error)) from error
 
 
 def not_to_be_opened(path: str, reason: str) -> NetnsUnusable:
