@@ -16,6 +16,7 @@ import pytest
 
 from cni import plugin
 from cni.ctl.lab import Lab
+from tests.kernel.agents import interrupted
 from tests.kernel.torture import duration, forked, inventory, killed, launch, seeded, size
 
 SHIM = {"routes": ["10.96.0.0/12", "fd00:96::/108"]}
@@ -51,6 +52,11 @@ class Site:
         """A verb of the victim that has to succeed; its answer."""
         return launch(self.lab, self.victim, command, **changes).land().or_raise().json
 
+    def let_it_end(self) -> None:
+        """Wait for a verb whose caller was killed: with its process it has ended, but an agent finishes it."""
+        with interrupted(self.lab):
+            pass
+
     def valid(self) -> list[dict[str, str]]:
         """GC's list of those that live."""
         return [{"containerID": pod.container_id, "ifname": pod.dev} for pod in self.neighbours]
@@ -81,12 +87,14 @@ def by_add(site: Site) -> None:
 
 def by_gc(site: Site) -> None:
     """The runtime lists who lives."""
+    site.let_it_end()
     site.call("GC", **{"cni.dev/valid-attachments": site.valid()})
     site.victim.result = {}
 
 
 def by_operator(site: Site) -> None:
     """The container went away without a DEL, and the operator cleans up."""
+    site.let_it_end()
     site.lab.host.run("ip", "netns", "del", site.victim.name)
     ctl = Path(sys.executable).with_name("shimlanctl")
     site.lab.host.run(str(ctl), "gc", "--state-dir", site.lab.data_dir)
