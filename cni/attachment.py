@@ -192,6 +192,7 @@ class Attachment:
     delegate: Delegation | None = None
     rebuilt: bool = False  # from the kernel, after the store was lost: who gave the addresses is not known
     reach: Reach | None = None  # None: there is no shim, or what its entries were planned from is not known
+    leaving: bool = False  # others may get the addresses by now: what is missing of it must not be made anew
 
     @property
     def ips(self) -> tuple[Address, ...]:

@@ -5,7 +5,7 @@ Who needs them is what the records say; a lock per parent keeps one process from
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 from cni.attachment import PROTO_SHIMLAN, SHIM_ALIAS, View
 from cni.diff import SetLink, diff
@@ -14,7 +14,7 @@ from cni.frozen import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from ipaddress import IPv4Address, IPv6Address
 
     from cni.attachment import Attachment, Key, Link, SourceNat
@@ -43,15 +43,16 @@ def detach(node: Node, attachment: Attachment) -> None:
     node.host.remove_entries(attachment.host)
 
 
-def retire(node: Node, attachment: Attachment) -> None:
-    """Forget an attachment of which nothing else is left, and remove shim and source NAT if it was the last user.
+@contextmanager
+def retired(node: Node, attachment: Attachment) -> Iterator[None]:
+    """Remove shim and source NAT if an attachment is the last to need them; the body of the `with` block forgets it.
 
     Under the locks, and the record last: whoever is killed in between leaves it to the next DEL, and of two who leave
     at once the second sees that nobody is left.
     """
     shim = attachment.host.link
     if shim is None:
-        node.records.forget(attachment.key)
+        yield
         return
     with ExitStack() as locked:
         locked.enter_context(node.locks.shim(attachment.parent_index))
@@ -60,7 +61,7 @@ def retire(node: Node, attachment: Attachment) -> None:
         if attachment.source_nat:
             locked.enter_context(node.locks.source_nat())
             _retire_source_nat(node, attachment.key)
-        node.records.forget(attachment.key)
+        yield
 
 
 def _retire_source_nat(node: Node, key: Key) -> None:
@@ -190,8 +191,9 @@ def _restore(node: Node, but: Attachment) -> None:
         if attachment.key == but.key:
             continue
         with node.locks.attachment_if_free(attachment.key) as free:
-            if free and node.records.find(attachment.key):
-                _restore_one(node, attachment)
+            present = node.records.find(attachment.key) if free else None
+            if present and not present.leaving:
+                _restore_one(node, present)
 
 
 def _restore_one(node: Node, attachment: Attachment) -> None:

@@ -2,13 +2,16 @@
 
 Each step tolerates that its object is gone already. The order is what keeps addresses unique and the LAN quiet: the
 host stops sending through the shim while the link is still there to receive it, a lease is released only when no link
-can have the address any more, a record is forgotten only when nothing is left that it describes.
+can have the address any more, and a record is forgotten only when nothing is left that it describes.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from cni import delegate, shim
 from cni.errors import attempt
+from cni.frozen import replace
 from cni.protocol import Call
 
 TYPE_CHECKING = False
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from ipaddress import IPv4Address, IPv6Address
 
-    from cni.attachment import Attachment, Key
+    from cni.attachment import Attachment, Delegation, Key
     from cni.config import NetConf
     from cni.log import Log
     from cni.node import Node
@@ -30,8 +33,10 @@ def take_back(node: Node, attachment: Attachment) -> None:
     errors = attempt(shim.detach, node, attachment) + attempt(_remove_link, node, attachment)
     if errors:
         raise errors[0]
-    _release(node, attachment)
-    shim.retire(node, attachment)
+    if attachment.delegate:
+        _release_delegated(node, attachment, attachment.delegate)
+    with shim.retired(node, attachment):
+        _forget(node, attachment)
 
 
 def take_back_locked(node: Node, key: Key, ipam: IpamConf | None = None) -> None:
@@ -78,13 +83,25 @@ def _remove_link(node: Node, attachment: Attachment) -> None:
             pod.namespace.delete_link(link.index)
 
 
-def _release(node: Node, attachment: Attachment) -> None:
+def _release_delegated(node: Node, attachment: Attachment, delegation: Delegation) -> None:
+    """Have a delegate take back its addresses; from then on the record must not have an agent give them to a link."""
     key = attachment.key
-    if attachment.leasing:
-        leases = node.leases(attachment.leasing.data_dir)
-        leases.release(key.network, key.container_id, key.ifname, attachment.leasing.cooldown_seconds)
-    if attachment.delegate:
-        delegate.delete(attachment.delegate, Call("DEL", key.container_id, attachment.netns, key.ifname))
+    node.records.revise(replace(attachment, leaving=True))
+    delegate.delete(delegation, Call("DEL", key.container_id, attachment.netns, key.ifname))
+
+
+def _forget(node: Node, attachment: Attachment) -> None:
+    """Forget the record and release its leases, both or neither: an agent mends what is recorded.
+
+    Of two stores the one with the record is first: a lease without one is found by DEL and GC.
+    """
+    key, leasing = attachment.key, attachment.leasing
+    together = leasing and leasing.data_dir == node.data_dir
+    with node.database.transaction() if together else nullcontext():
+        node.records.forget(key)
+        if leasing:
+            leases = node.leases(leasing.data_dir)
+            leases.release(key.network, key.container_id, key.ifname, leasing.cooldown_seconds)
 
 
 def quietly(log: Log, step: Callable[[], object]) -> None:

@@ -150,6 +150,8 @@ class Reconciler:
 
     def _task(self, attachment: Attachment, facts: Facts | None, dirty: Dirty, found: Findings) -> _Task:
         key = attachment.key
+        if attachment.leaving:
+            return _Task(attachment, attachment, None, on_host=False, within=False)
         if attachment.parent_in_pod:
             facts, wanted, moved = None, attachment, False
         elif facts is None:

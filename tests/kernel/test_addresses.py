@@ -11,6 +11,7 @@ import pytest
 
 from cni.ctl.frames import ETH_P_ARP, Capture, Frame
 from cni.ctl.lab import CniFailed, Lab, Node
+from tests.kernel.marks import needs_reference_plugins
 from tests.kernel.traces import held, network, records, stored
 
 ETH_P_IPV6 = 0x86DD
@@ -96,11 +97,8 @@ def test_leases_of_the_reference_plugin_are_kept_and_released(lab: Lab) -> None:
     new.check()
 
 
+@needs_reference_plugins
 def test_pods_of_the_reference_plugin_can_be_deleted_after_the_switch(lab: Lab) -> None:
-    try:
-        lab.runtime().executable("macvlan")
-    except FileNotFoundError:
-        pytest.skip("the reference plugins are not installed")
     old = lab.pod("old", lab.reference_conf(ipam={"dataDir": lab.data_dir}))
     new = lab.pod("new")
     assert (old.address, new.address) == ("192.0.2.100", "192.0.2.101")

@@ -16,6 +16,7 @@ import pytest
 from cni.ctl.lab import CniFailed, Lab, Pod
 from cni.protocol import VERSIONS
 from tests.kernel.agents import interrupted
+from tests.kernel.marks import needs_reference_plugins
 from tests.kernel.traces import held, network, records, stored, sysctls
 
 ROOT = Path(__file__).parents[2]
@@ -87,9 +88,8 @@ def test_what_plugins_before_us_did_comes_first(lab: Lab, version: str) -> None:
     pod.check()
 
 
+@needs_reference_plugins
 def test_a_chain_is_added_checked_and_deleted(lab: Lab) -> None:
-    if not Path("/usr/lib/cni/tuning").exists() and not Path("/opt/cni/bin/tuning").exists():
-        pytest.skip("the reference plugins are not installed")
     sysctl = {"net.ipv4.conf.eth0.log_martians": "1"}
     tuning = {"type": "tuning", "dataDir": f"{lab.data_dir}/tuning", "sysctl": sysctl}
     pod = lab.pod("a", {"cniVersion": "1.0.0", "name": "lan", "plugins": [lab.conf(), tuning]})

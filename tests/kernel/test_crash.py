@@ -16,7 +16,10 @@ import pytest
 
 from cni import plugin
 from cni.ctl.lab import Lab
+from cni.ctl.runtime import PLUGIN_DIRECTORIES
+from tests.kernel import traces
 from tests.kernel.agents import interrupted
+from tests.kernel.marks import needs_reference_plugins
 from tests.kernel.torture import duration, forked, inventory, killed, launch, seeded, size
 
 SHIM = {"routes": ["10.96.0.0/12", "fd00:96::/108"]}
@@ -159,7 +162,7 @@ class Step:
 def in_process(site: Site, command: str, profile: Step | None = None) -> Callable[[], None]:
     """The plugin's main function as an action for a child process; fails it when the verb fails."""
     pod = site.victim
-    environ = {**pod.variables, "CNI_COMMAND": command}
+    environ = {**pod.variables, "CNI_COMMAND": command, "CNI_PATH": ":".join(PLUGIN_DIRECTORIES)}
 
     def action() -> None:
         sys.setprofile(profile)
@@ -184,8 +187,38 @@ def test_a_kill_at_each_step_leaves_nothing(site: Site, command: str) -> None:
             assert forked(site.lab.host, in_process(site, "ADD")) == 0
         # The child that waits for a deletion counts on by itself: when it dies alone, the verb ends with an error.
         under_way = forked(site.lab.host, in_process(site, command, Step(step))) != 0
+        assert unleased(site) == []
         assert forked(site.lab.host, in_process(site, "DEL")) == 0
         site.check_clean(f"kill at step {step}")
         step += stride
     assert step > 20
     site.check_neighbours()
+
+
+@pytest.mark.without_agent("the process that a call is gets killed")
+@needs_reference_plugins
+def test_a_kill_at_each_step_of_a_delegates_del_leaves_no_record_to_be_mended(lab: Lab) -> None:
+    site = Site(lab, 0)
+    leases = Path(lab.data_dir, "leases")
+    ipam = {"type": "host-local", "subnet": "192.0.2.0/24", "rangeStart": "192.0.2.100", "dataDir": str(leases)}
+    site.victim.conf = {**lab.conf(shim=SHIM), "ipam": ipam}
+    stride = size(3, 1)
+    step = seeded("steps of DEL with a delegate").randint(1, stride)
+    under_way = True
+    while under_way:
+        assert forked(lab.host, in_process(site, "ADD")) == 0
+        under_way = forked(lab.host, in_process(site, "DEL", Step(step))) != 0
+        if not list(leases.glob("*/192.*")):
+            assert [attachment for attachment in traces.records(lab) if not attachment.leaving] == []
+        assert forked(lab.host, in_process(site, "DEL")) == 0
+        site.check_clean(f"kill at step {step}")
+        step += stride
+    assert step > 20
+
+
+def unleased(site: Site) -> list[str]:
+    """Attachments that an agent would mend, with addresses that others may get."""
+    leased = {(lease.container_id, str(lease.address)) for lease in traces.held(site.lab)}
+    mended = [attachment for attachment in traces.records(site.lab) if not attachment.leaving]
+    told = {(attachment.key.container_id, str(ip)) for attachment in mended for ip in attachment.ips}
+    return [f"{container_id} {ip}" for container_id, ip in sorted(told - leased)]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cni.ctl.lab import CniFailed, Lab, Pod
-from cni.ctl.runtime import PLUGIN_DIRECTORIES, Json
+from cni.ctl.runtime import Json
+from tests.kernel.marks import needs_reference_plugins
 from tests.kernel.traces import network, records
 
 RESULT = {
@@ -209,10 +209,7 @@ def test_a_result_without_addresses_is_passed_on(lab: Lab, witness: Witness) -> 
     pod.check()
 
 
-@pytest.mark.skipif(
-    not any(shutil.which("host-local", path=directory) for directory in PLUGIN_DIRECTORIES),
-    reason="the reference plugins are not installed",
-)
+@needs_reference_plugins
 @pytest.mark.parametrize("mode", ["bridge", "private", "passthru"])
 def test_host_local_serves_every_mode(lab: Lab, mode: str) -> None:
     pod = lab.pod("a", lab.conf(dual=True, mode=mode, bcqueuelen=2000, bclim=1, ipam={"type": "host-local"}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ from cni.attachment import PROTO_SHIMLAN
 from cni.ctl.lab import Lab, Node, Pod
 from cni.ctl.runtime import PLUGIN_DIRECTORIES, Json
 from tests.kernel.agents import Serve
+from tests.kernel.marks import needs_reference_plugins
 
-pytestmark = pytest.mark.skipif(
-    not any(os.path.exists(f"{directory}/macvlan") for directory in PLUGIN_DIRECTORIES),
-    reason="the reference plugins are not installed",
-)
+pytestmark = needs_reference_plugins
 
 MAC = "02:00:5e:10:20:30"
 SUBNET, SUBNET6 = {"subnet": "192.0.2.0/24"}, {"subnet": "2001:db8::/64"}

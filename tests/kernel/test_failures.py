@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 import pytest
 
 from cni.ctl.lab import Lab, Pod
-from cni.ctl.runtime import PLUGIN_DIRECTORIES, CniAnswer, Json
+from cni.ctl.runtime import CniAnswer, Json
+from tests.kernel.marks import needs_reference_plugins
 from tests.kernel.traces import network, records, stored
 
 # The plugin, whose n-th conversation with the kernel goes wrong. Of a batch, all but the last message are sent.
@@ -45,14 +45,10 @@ for name in ("request", "get", "dump", "batch"):
 plugin.run()
 """
 
-HOST_LOCAL = pytest.mark.skipif(
-    not any(shutil.which("host-local", path=directory) for directory in PLUGIN_DIRECTORIES),
-    reason="the reference plugins are not installed",
-)
 NETWORKS = [
     pytest.param({"dual": True, "shim": {"routes": ["10.96.0.0/16"]}}, id="all of it"),
     pytest.param({"shim": False}, id="no shim"),
-    pytest.param({"ipam": {"type": "host-local"}}, id="delegated", marks=HOST_LOCAL),
+    pytest.param({"ipam": {"type": "host-local"}}, id="delegated", marks=needs_reference_plugins),
 ]
 MOST = 60  # conversations of one ADD; more would mean that the sabotage never stops
 

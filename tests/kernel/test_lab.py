@@ -13,15 +13,11 @@ import pytest
 from cni.ctl.frames import ETH_P_ARP
 from cni.ctl.lab import CniFailed, Lab, Node
 from cni.ctl.node import CommandFailed
-from cni.ctl.runtime import PLUGIN_DIRECTORIES
+from tests.kernel.marks import needs_reference_plugins
 
 pytestmark = pytest.mark.without_agent("of the lab alone")
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
-REFERENCE = pytest.mark.skipif(
-    not any(os.path.exists(f"{directory}/macvlan") for directory in PLUGIN_DIRECTORIES),
-    reason="the reference plugins are not installed",
-)
 
 
 @FAMILIES
@@ -114,7 +110,7 @@ def test_a_bare_namespace_has_nothing_but_lo(lab: Lab) -> None:
     assert [link["ifname"] for link in lab.netns("bare").links()] == ["lo"]
 
 
-@REFERENCE
+@needs_reference_plugins
 def test_a_pod_is_added_checked_and_deleted_as_a_runtime_would(lab: Lab) -> None:
     pod = lab.pod("a", lab.reference_conf(dual=True), ifname="net1")
     assert (pod.address, pod.address6) == ("192.0.2.100", "2001:db8::100")
@@ -126,7 +122,7 @@ def test_a_pod_is_added_checked_and_deleted_as_a_runtime_would(lab: Lab) -> None
     assert list(Path(lab.data_dir, "lan").glob("192.0.2.*")) == []
 
 
-@REFERENCE
+@needs_reference_plugins
 def test_plugins_of_a_list_see_the_result_of_the_one_before(lab: Lab) -> None:
     plugin = lab.reference_conf()
     tuning = {"type": "tuning", "dataDir": f"{lab.data_dir}/tuning", "mac": "02:00:00:00:00:07"}
@@ -135,7 +131,7 @@ def test_plugins_of_a_list_see_the_result_of_the_one_before(lab: Lab) -> None:
     assert pod.result["ips"][0]["address"] == "192.0.2.100/24"
 
 
-@REFERENCE
+@needs_reference_plugins
 def test_the_error_of_a_plugin_is_raised_with_its_words(lab: Lab) -> None:
     with pytest.raises(CniFailed, match=r"macvlan ADD \(code [1-9]\d*\): ") as failure:
         lab.pod("a", lab.reference_conf(master="nope"))
@@ -143,7 +139,7 @@ def test_the_error_of_a_plugin_is_raised_with_its_words(lab: Lab) -> None:
     assert failure.value.msg == failure.value.answer.json["msg"]
 
 
-@REFERENCE
+@needs_reference_plugins
 def test_a_plugin_can_be_called_once_with_any_environment(lab: Lab) -> None:
     answer = lab.cni("VERSION", {"type": "macvlan", "cniVersion": "1.0.0"})
     assert "1.0.0" in answer.json["supportedVersions"]

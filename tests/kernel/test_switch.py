@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from cni.ctl.lab import Lab, Pod
-from cni.ctl.runtime import PLUGIN_DIRECTORIES
+from tests.kernel.marks import needs_reference_plugins
 
-pytestmark = pytest.mark.skipif(
-    not any(os.path.exists(f"{directory}/macvlan") for directory in PLUGIN_DIRECTORIES),
-    reason="the reference plugins are not installed (Debian: containernetworking-plugins)",
-)
+pytestmark = needs_reference_plugins
 
 
 @pytest.fixture
