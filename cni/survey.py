@@ -70,26 +70,59 @@ def standing(attachment: Attachment) -> Standing:
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
-        hidden = _hidden(path)
-        return Standing(UNCLEAR, hidden) if hidden else Standing(GONE, f"{path} does not exist")
+        return _gone_unless(_hidden(path), f"{path} does not exist")
     except OSError as error:
         return Standing(UNCLEAR, f"{path}: {error.strerror}")
     if netns.identity_of(status) == attachment.netns_id:
         return Standing(PRESENT)
-    return Standing(GONE, f"{path} is another namespace by now")
+    if status.st_dev == os.stat(netns.OWN).st_dev:
+        return Standing(GONE, f"{path} is another namespace by now")
+    return _gone_unless(_hidden(path), f"{path} is no namespace any more")
+
+
+def _gone_unless(doubt: str, reason: str) -> Standing:
+    return Standing(UNCLEAR, doubt) if doubt else Standing(GONE, reason)
 
 
 def _hidden(path: str) -> str:
-    """Why a path that does not exist here may exist elsewhere; "" when there is no reason to think so.
+    """Why a namespace that is not here may be elsewhere; "" when there is no reason to think so.
 
-    A container may see neither the directory in which the runtime keeps namespaces, nor the host's processes.
+    A container may see neither the directory in which the runtime keeps namespaces, nor what is mounted there later,
+    nor the host's processes.
     """
     if path.startswith("/proc/"):
-        if os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID_NAMESPACE:
-            return ""
-        return f"{path} does not exist here, and not all processes of the host can be seen"
+        return "" if _sees_all_processes() else f"{path} does not exist here, nor do all processes of the host"
     directory = os.path.dirname(path)
-    return "" if os.path.isdir(directory) else f"there is no {directory} here"
+    if not os.path.isdir(directory):
+        return f"there is no {directory} here"
+    if _is_among_the_hosts_mounts() or receives_mounts(_mountinfo(), os.path.realpath(directory)):
+        return ""
+    return f"what the host mounts in {directory} does not show here: mount it with propagation (HostToContainer)"
+
+
+def _sees_all_processes() -> bool:
+    return os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID_NAMESPACE
+
+
+def _is_among_the_hosts_mounts() -> bool:
+    """Whether our mount namespace is that of the host's init, and so that of the runtime as well."""
+    with suppress(OSError):
+        return _sees_all_processes() and os.path.samefile("/proc/self/ns/mnt", "/proc/1/ns/mnt")
+    return False
+
+
+def receives_mounts(mounts: Iterable[list[str]], directory: str) -> bool:
+    """Whether a mount made in a directory by others would show here; `mounts` are the fields of mountinfo.
+
+    It does where the mount below is shared with others or a slave of theirs (mount_namespaces(7)).
+    """
+    receives, longest = False, 0
+    for fields in mounts:
+        point = _unescaped(fields[4]).rstrip("/")
+        if f"{directory}/".startswith(f"{point}/") and len(point) >= longest:
+            peers = fields[6 : fields.index("-")]
+            receives, longest = any(peer.startswith(("shared:", "master:")) for peer in peers), len(point)
+    return receives
 
 
 def sightings(node: Node) -> list[Sighting]:
@@ -163,11 +196,18 @@ def _view(namespace: Namespace, link: Link) -> View:
 
 
 def _mounted() -> Iterator[str]:
-    """Where namespaces are mounted (proc(5): the fields are ID, parent, device, root, mount point...)."""
+    """Where namespaces are mounted."""
+    return (_unescaped(fields[4]) for fields in _mountinfo() if fields[3].startswith("net:["))
+
+
+def _mountinfo() -> Iterator[list[str]]:
+    """The fields of each mount (proc(5)): ID, parent, device, root, mount point, options, peer groups, "-", ..."""
     with open(MOUNTS, encoding="utf-8", errors="surrogateescape") as mounts:
-        for fields in map(str.split, mounts):
-            if fields[3].startswith("net:["):
-                yield re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
+        yield from map(str.split, mounts)
+
+
+def _unescaped(point: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point)
 
 
 def _named() -> Iterator[str]:

@@ -387,6 +387,24 @@ def test_a_pod_is_attached_and_detached_by_its_descriptor(lab: Lab, blind: Agent
     assert inventory(lab) == before
 
 
+def test_living_pods_that_cannot_be_seen_are_not_taken_for_gone(lab: Lab, blind: Agent) -> None:
+    """Not even those of which nothing on the host shows that they live."""
+    lab.host.ip_batch("link add spare type veth peer name far", "link set far up", "link set spare up")
+    pods = [lab.container(name, lab.conf(**changes), "net1") for name, changes in OUT_OF_SIGHT.items()]
+    *_, down, _, inside = pods
+    lab.switch.plug(inside)
+    inside.ip("link", "set", "eth0", "up")
+    for pod in pods:
+        pod.add()
+    down.ip("link", "set", "net1", "down")
+    before = inventory(lab, *pods)
+    time.sleep(3.5)  # three times the grace
+    assert inventory(lab, *pods) == before
+    for pod in pods:
+        pod.delete()
+        assert "net1" not in {link["ifname"] for link in pod.links()}
+
+
 def test_del_without_a_namespace_clears_what_is_left_of_a_pod_that_is_gone(lab: Lab, blind: Agent) -> None:
     before = inventory(lab)
     pod = lab.pod("bridge")

@@ -9,8 +9,8 @@ import pytest
 
 from cni import survey
 from cni.frozen import replace
-from cni.netns import identity_of
-from cni.survey import GONE, PRESENT, UNCLEAR, Standing, standing
+from cni.netns import OWN, own_identity
+from cni.survey import GONE, PRESENT, UNCLEAR, Standing, receives_mounts, standing
 from tests.unit.attachments import planned
 
 NO_PROCESS = "/proc/4194305/ns/net"  # above the highest number that a process can have
@@ -20,15 +20,54 @@ def stands(netns: str | Path, netns_id: str = "4:1") -> Standing:
     return standing(replace(planned(), netns=str(netns), netns_id=netns_id))
 
 
-def test_a_namespace_is_known_by_its_identity(tmp_path: Path) -> None:
+def test_a_namespace_is_known_by_its_identity() -> None:
+    assert stands(OWN, own_identity()) == Standing(PRESENT)
+    assert stands(OWN) == Standing(GONE, f"{OWN} is another namespace by now")
+
+
+SHARED, SLAVE, PRIVATE = "shared:7", "master:7", ""
+
+
+def mounted(point: str | Path, peers: str) -> list[str]:
+    """A line of mountinfo."""
+    return f"30 20 0:25 / {point} rw,nosuid {peers} - tmpfs tmpfs rw".split()
+
+
+@pytest.mark.parametrize(("peers", "state"), [(SHARED, GONE), (SLAVE, GONE), (PRIVATE, UNCLEAR)])
+@pytest.mark.parametrize("is_file", [False, True])
+def test_it_is_gone_where_it_would_be_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, peers: str, state: str, is_file: bool
+) -> None:
+    """What the host mounts does not show in a container that has the directory without propagation."""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(" ".join(mounted("/", peers)) + "\n")
+    monkeypatch.setattr(survey, "MOUNTS", str(mounts))
+    monkeypatch.setattr(survey, "INITIAL_PID_NAMESPACE", 0)
     path = tmp_path / "pod"
-    path.touch()
-    assert stands(path, identity_of(path.stat())) == Standing(PRESENT)
-    assert stands(path) == Standing(GONE, f"{path} is another namespace by now")
+    if is_file:
+        path.touch()
+    found = stands(path)
+    assert found.state == state
+    assert found.reason.startswith(f"{path} " if state == GONE else "what the host mounts")
 
 
-def test_it_is_gone_when_its_directory_is_there_and_it_is_not(tmp_path: Path) -> None:
-    assert stands(tmp_path / "pod") == Standing(GONE, f"{tmp_path}/pod does not exist")
+@pytest.mark.parametrize(
+    ("table", "directory", "receives"),
+    [
+        ([("/", SHARED)], "/run/netns", True),
+        ([("/", SHARED), ("/run", PRIVATE)], "/run/netns", False),
+        ([("/", PRIVATE), ("/run/netns", SLAVE)], "/run/netns", True),
+        ([("/run/netns", SLAVE), ("/", PRIVATE)], "/run/netns", True),
+        ([("/", SHARED), ("/run/net", PRIVATE)], "/run/netns", True),
+        ([("/run/netns", PRIVATE), ("/run/netns", SHARED)], "/run/netns", True),
+        ([("/", PRIVATE), (r"/run/net\040ns", SHARED)], "/run/net ns", True),
+        ([], "/run/netns", False),
+    ],
+)
+def test_a_mount_shows_where_the_one_below_has_peers(
+    table: list[tuple[str, str]], directory: str, receives: bool
+) -> None:
+    assert receives_mounts([mounted(*each) for each in table], directory) is receives
 
 
 @pytest.mark.parametrize("place", ["elsewhere/pod", "file/pod"])
