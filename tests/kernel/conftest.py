@@ -33,8 +33,9 @@ def _sandboxed() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tell pytest of our marker."""
+    """Tell pytest of our markers."""
     config.addinivalue_line("markers", "without_agent(reason): skipped with SHIMLAN_TEST_AGENT=1, for that reason")
+    config.addinivalue_line("markers", "undisturbed: has a limit of time, so it runs while no other test does")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -39,7 +39,7 @@ from tests.kernel.test_reconcile import (
 from tests.kernel.torture import FULL, launch, seeded, size
 from tests.kernel.traces import held, records, stored
 
-pytestmark = [pytest.mark.without_agent("it has one of its own"), NFT]
+pytestmark = [pytest.mark.without_agent("it has one of its own"), pytest.mark.undisturbed, NFT]
 
 LIMIT_SECONDS = 2.0
 BUSY_LIMIT_SECONDS = 4.0  # where pods come and go at the same time

@@ -20,7 +20,7 @@ from tests.kernel.agents import START_SECONDS, STOP_SECONDS, Agent
 from tests.kernel.kubelet import Kubelet
 from tests.kernel.torture import seeded, size
 
-pytestmark = pytest.mark.without_agent("it has one of its own")
+pytestmark = [pytest.mark.without_agent("it has one of its own"), pytest.mark.undisturbed]
 
 SERVICES = {"routes": ["10.96.0.0/16", "fd00:96::/112"]}
 INTERVAL_SECONDS = 0.01
