@@ -1,6 +1,8 @@
 # shimlan's one loop: `make help` lists what there is, `make test` is what CI runs.
 VENV ?= .venv
-PYTHON ?= python3
+# The distribution's Python where it is new enough: built for speed, it takes a fifth less time for an ADD than most others.
+PYTHON ?= $(shell /usr/bin/python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && \
+	echo /usr/bin/python3 || echo python3)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.shimlan
 # What pip leaves in the tree.
@@ -15,6 +17,9 @@ TORTURES := $(addprefix tests/kernel/test_,crash.py concurrency.py fuzz.py races
 # The data path is measured with iperf3, plots are drawn with matplotlib: for `make bench` alone.
 BENCH_TOOLS := iperf3=iperf3
 
+# How the tests in a virtual machine look at a NIC; the machine shows the files of this one.
+VM_TOOLS := ethtool=ethtool
+
 # The functional core: no I/O, so that plain unit tests can go everywhere in it.
 CORE := cni/attachment.py,cni/config.py,cni/diff.py,cni/errors.py,cni/frozen.py,cni/inet.py,cni/mac.py,cni/protocol.py,cni/quickjson.py,cni/refusals.py,cni/rtnetlink.py,cni/section.py,cni/values.py,cni/agent/backoff.py,cni/agent/events.py,cni/agent/mending.py,cni/agent/wire.py,ipam/allocate.py,ipam/config.py,ipam/pools.py
 
@@ -28,7 +33,7 @@ BASE ?= python:3.13-slim
 IMAGE ?= shimlan:$(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' cni/__init__.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit kernel agent torture walk client image bench tools clean
+.PHONY: help demo test lint unit kernel agent torture walk test-vm client image bench tools clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -59,6 +64,10 @@ torture: $(STAMP) tools ## The long form of the crash, concurrency, race and fuz
 
 walk: $(STAMP) tools ## A random walk of an hour over all that can happen to a host (SHIMLAN_WALK_SECONDS, SHIMLAN_SEED)
 	SHIMLAN_WALK_SECONDS=$(or $(SHIMLAN_WALK_SECONDS),3600) $(BIN)/pytest -s tests/kernel/test_agent_walk.py
+
+test-vm: $(STAMP) ## Tests that need another kernel or NIC, in a virtual machine: SHIMLAN_VM is what runs a command in one
+	@$(MAKE) --no-print-directory tools TOOLS="$(TOOLS) $(VM_TOOLS)"
+	$(SHIMLAN_VM) env SHIMLAN_IN_VM=$(if $(SHIMLAN_VM),1) $(BIN)/pytest $(if $(SHIMLAN_VM),-n 2 --dist loadgroup) tests/vm
 
 client: $(CLIENTS) ## Build the native client into build/client (some minutes at first, then at once)
 

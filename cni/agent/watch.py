@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import random
 import select
 import socket
 import struct
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import count
 from types import TracebackType
 
 from cni import netns, rtnetlink
@@ -50,6 +52,8 @@ RTM_NEWNSID, RTM_DELNSID = 88, 89
 NSID = struct.Struct("=i")
 ANCILLARY_BYTES = socket.CMSG_SPACE(NSID.size)
 NOT_ASSIGNED = -1  # NETNSA_NSID_NOT_ASSIGNED
+OUR_NUMBERS = 1 << 30  # and above; the kernel gives the lowest that are free
+SPREAD = 1 << 29  # of where agents begin, so that one finds those of its predecessor in use only by chance
 
 # RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE, _NSID of include/uapi/linux/rtnetlink.h.
 ROUTE_GROUPS = sum(1 << (group - 1) for group in (1, 3, 5, 7, 9, 11, 28))
@@ -71,6 +75,7 @@ class Watch:
         self._lock = threading.Lock()  # of the picture, the numbers, what is to be told, and the socket for requests
         self._picture = Picture()
         self._origins = {NOT_ASSIGNED: HOST}  # by number
+        self._numbers = count(random.randrange(OUR_NUMBERS, OUR_NUMBERS + SPREAD))  # to give away
         self._untold = CLEAN
         self._buffer = bytearray(RECEIVE_BYTES)
         with ExitStack() as opened:
@@ -194,15 +199,18 @@ class Watch:
     # --- numbers of namespaces ---------------------------------------------------------------------------------
 
     def _number(self, fd: int) -> int:
-        """The number of a namespace in ours, given to it if it has none."""
-        number = rtnetlink.parse_nsid(self._requests.get(rtnetlink.get_nsid(fd)))
-        if number != NOT_ASSIGNED:
-            return number
-        body = NSID_HEADER.pack(AF_UNSPEC) + u32(NETNSA_FD, fd) + attribute(NETNSA_NSID, NSID.pack(NOT_ASSIGNED))
-        (refusal,) = self._requests.request([Message(RTM_NEWNSID, 0, body)])
-        if refusal and refusal.errno != errno.EEXIST:  # somebody else has just done it
-            raise refusal
-        return rtnetlink.parse_nsid(self._requests.get(rtnetlink.get_nsid(fd)))
+        """The number of a namespace in ours, given to it if it has none: a new pod takes one question."""
+        while True:
+            number = next(self._numbers)
+            body = NSID_HEADER.pack(AF_UNSPEC) + u32(NETNSA_FD, fd) + attribute(NETNSA_NSID, NSID.pack(number))
+            (refusal,) = self._requests.request([Message(RTM_NEWNSID, 0, body)])
+            if refusal is None:
+                return number
+            if refusal.errno != errno.EEXIST:  # it has a number, or somebody else has this one
+                raise refusal
+            number = rtnetlink.parse_nsid(self._requests.get(rtnetlink.get_nsid(fd)))
+            if number != NOT_ASSIGNED:
+                return number
 
     def _renumber(self, origin: str, kind: int, body: bytes) -> None:
         """Numbers were given or taken; other namespaces number theirs, which is nothing to us."""
@@ -211,7 +219,8 @@ class Watch:
         number = int.from_bytes(attribute_map(body, NSID_HEADER.size).get(NETNSA_NSID, b""), sys.byteorder, signed=True)
         identity = self._origins.get(number)
         if kind == RTM_NEWNSID:
-            self._learn_own_number()
+            if number < OUR_NUMBERS:
+                self._learn_own_number()
         elif identity and self._may_exist(number, identity):
             self._untold |= Dirty(pods=frozenset({identity}), reasons=(f"{identity}: number {number} given anew",))
 

@@ -295,14 +295,24 @@ def test_a_number_that_goes_to_another_pod(lab: Lab, bystander: Bystander) -> No
     number, was = number_of(lab, first), identity(first)
     delete_namespace(first)
     eventually(lambda: is_free(lab, number))
+    lab.host.ip("netns", "set", second.name, str(number))
     bystander.follow(second)
-    assert number_of(lab, second) == number
     heard = bystander.hears()
     assert was in heard.gone
     assert identity(second) not in heard.gone
     bystander.settle()
     second.ip("route", "del", "default")
     assert bystander.hears().pods == of(second)
+
+
+def test_numbers_are_not_given_again(lab: Lab, bystander: Bystander) -> None:
+    first, second = lab.netns("first"), lab.netns("second")
+    bystander.follow(first)
+    number = number_of(lab, first)
+    delete_namespace(first)
+    eventually(lambda: is_free(lab, number))
+    bystander.follow(second)
+    assert number_of(lab, second) not in (number, -1)
 
 
 def test_a_number_that_goes_to_a_stranger(lab: Lab, bystander: Bystander) -> None:
