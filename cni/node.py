@@ -14,12 +14,13 @@ from cni.errors import InvalidEnvironment, NetnsUnusable
 from cni.frozen import frozen
 from cni.kernel import Namespace
 from cni.locks import Locks
-from cni.state import Records
+from cni.state import Nics, Records
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from cni.attachment import Attachment
     from cni.config import NetConf
     from cni.deletion import Background
     from cni.diff import Change
@@ -48,8 +49,17 @@ class Pod:
 class Node:
     """The shell around the commands: one door each to kernel, records, leases and locks."""
 
-    def __init__(self, data_dir: str, log: Log, background: Background = deletion.in_child) -> None:
-        """Make the data directory; if that is impossible, whoever needs it first says so, STATUS in its own words."""
+    def __init__(
+        self,
+        data_dir: str,
+        log: Log,
+        background: Background = deletion.in_child,
+        decoded: dict[str, Attachment] | None = None,
+    ) -> None:
+        """Make the data directory; if that is impossible, whoever needs it first says so, STATUS in its own words.
+
+        `decoded` is what `Records` remembers.
+        """
         self.data_dir = data_dir
         self.log = log
         with suppress(OSError):
@@ -57,7 +67,12 @@ class Node:
         self.database = Database(data_dir)
         self._databases = {data_dir: self.database}  # kept open: closing one costs more than using it
         self._boot_id = boot_id()
+<<<<<<< main
         self.records = Records(self.database, self._boot_id)
+        self.nics = Nics(self.database, self._boot_id)
+=======
+        self.records = Records(self.database, self._boot_id, decoded)
+>>>>>>> lead
         self.locks = Locks(data_dir)
         self.background = background
         self.host = Namespace(background=background)

@@ -21,12 +21,15 @@ from cni.attachment import (
     Route,
     SourceNat,
     View,
+    Vlan,
 )
 from cni.errors import IOFailure
+from cni.frozen import frozen
 from cni.inet import address, network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Any, TypeVar
 
     from cni.database import Access, Database
@@ -42,9 +45,14 @@ OF_KEY = "network = ? AND container_id = ? AND ifname = ?"
 class Records:
     """The attachments of one data directory, of the current boot."""
 
-    def __init__(self, database: Database, boot_id: str) -> None:
+    def __init__(self, database: Database, boot_id: str, decoded: dict[str, Attachment] | None = None) -> None:
+        """`decoded` remembers attachments by the text of their record, for those who will meet it again.
+
+        Decoding one takes an eighth of a DEL. Whoever hands it in sees to it that it does not grow for ever.
+        """
         self._database = database
         self._boot_id = boot_id
+        self._decoded = decoded
 
     def put(self, attachment: Attachment) -> None:
         """Record what is wanted, in place of what was wanted before for the same key."""
@@ -59,7 +67,7 @@ class Records:
                 self._boot_id,
                 time.clock_gettime(time.CLOCK_BOOTTIME),
                 shim.name if shim else "",
-                encode(attachment),
+                self._encode(attachment),
             ),
         )
 
@@ -68,7 +76,7 @@ class Records:
         key, shim = attachment.key, attachment.host.link
         self._execute(
             f"UPDATE attachments SET shim = ?, record = ? WHERE {OF_KEY}",
-            (shim.name if shim else "", encode(attachment), key.network, key.container_id, key.ifname),
+            (shim.name if shim else "", self._encode(attachment), key.network, key.container_id, key.ifname),
         )
 
     def find(self, key: Key) -> Attachment | None:
@@ -83,7 +91,7 @@ class Records:
         statement = f"SELECT record FROM attachments WHERE boot_id = ? AND {OF_KEY}"
         with access as connection:
             row = connection.execute(statement, (self._boot_id, key.network, key.container_id, key.ifname)).fetchone()
-        return decode(row[0]) if row else None
+        return self.decode(row[0]) if row else None
 
     def of_network(self, network: str) -> list[Attachment]:
         """The attachments of one network."""
@@ -120,12 +128,39 @@ class Records:
         with self._database.reading() as connection:
             return connection.execute(statement, (self._boot_id, shim, *names)).fetchone() is not None
 
+    def in_vlan(self, device: str, but: Key | None = None) -> list[Attachment]:
+        """The attachments that have a VLAN device as their parent, one of them aside."""
+        # As `encode` writes it; within the texts of a record quotation marks have backslashes.
+        attachments = self._select("instr(record, ?)", f'"vlan":{{"name":{quickjson.dumps(device)},')
+        return [attachment for attachment in attachments if attachment.key != but]
+
     def forget(self, key: Key) -> None:
         """Remove the record, of whatever boot."""
         self._execute(f"DELETE FROM attachments WHERE {OF_KEY}", (key.network, key.container_id, key.ifname))
 
     def _select(self, condition: str, *values: str) -> list[Attachment]:
-        return [decode(text) for text in self._texts(condition, *values)]
+        return [self.decode(text) for text in self._texts(condition, *values)]
+
+    def decode(self, text: str) -> Attachment:
+        """What a record says; raises IOFailure when only a newer version can read it."""
+        if self._decoded is None:
+            return decode(text)
+        known = self._decoded.get(text)
+        if known is None:
+            known = self._decoded[text] = decode(text)
+        return known
+
+    def _encode(self, attachment: Attachment) -> str:
+        text = encode(attachment)
+        if self._decoded is not None:
+            self._decoded[text] = attachment
+        return text
+
+    def remember_only(self, texts: Collection[str]) -> None:
+        """Forget what other records said."""
+        if self._decoded is not None:
+            for text in self._decoded.keys() - texts:
+                self._decoded.pop(text, None)
 
     def _texts(self, condition: str, *values: str) -> list[str]:
         # Namespaces do not outlive a boot, so a record of an earlier one describes nothing that exists.
@@ -136,6 +171,69 @@ class Records:
     def _execute(self, statement: str, values: tuple[str | float, ...]) -> list[tuple[str]]:
         with self._database.transaction() as connection:
             return connection.execute(statement, values).fetchall()
+
+
+@frozen
+class Nic:
+    """A parent that was asked to forward in hardware, or did so before: its name, and what became of that."""
+
+    index: int
+    name: str
+    was_on: bool  # before we came
+    refused: int  # children that it did not take, although it forwards in hardware
+
+
+class Nics:
+    """What is known of parents as to offload, since the machine started."""
+
+    def __init__(self, database: Database, boot_id: str) -> None:
+        self._database = database
+        self._boot_id = boot_id
+        self._fixed: set[tuple[int, str]] = set()
+
+    def is_fixed(self, index: int, name: str) -> bool:
+        """Whether a parent is known never to forward in hardware. Who stays asks the store once."""
+        if (index, name) in self._fixed:
+            return True
+        statement = "SELECT 1 FROM nics WHERE parent_index = ? AND parent = ? AND boot_id = ? AND NOT switchable"
+        with self._database.reading() as connection:
+            found = connection.execute(statement, (index, name, self._boot_id)).fetchone() is not None
+        if found:
+            self._fixed.add((index, name))
+        return found
+
+    def note_fixed(self, index: int, name: str) -> None:
+        """A parent will never forward in hardware."""
+        self._put(index, name, switchable=False, was_on=False)
+
+    def note_switchable(self, index: int, name: str, was_on: bool) -> None:
+        """A parent is about to be asked, or did it before; what is known from the first time stays."""
+        if not any((nic.index, nic.name) == (index, name) for nic in self.switchable()):
+            self._put(index, name, switchable=True, was_on=was_on)
+
+    def _put(self, index: int, name: str, switchable: bool, was_on: bool) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO nics VALUES (?, ?, ?, ?, ?, 0)",
+                (index, name, self._boot_id, switchable, was_on),
+            )
+
+    def switchable(self) -> list[Nic]:
+        """The parents of which there is more to tell."""
+        statement = "SELECT parent_index, parent, was_on, refused FROM nics WHERE boot_id = ? AND switchable"
+        with self._database.reading() as connection:
+            rows = connection.execute(statement, (self._boot_id,)).fetchall()
+        return [Nic(index, name, bool(was_on), refused) for index, name, was_on, refused in rows]
+
+    def count_refused(self, index: int) -> None:
+        """A parent did not take a child."""
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE nics SET refused = refused + 1 WHERE parent_index = ?", (index,))
+
+    def forget(self, index: int) -> None:
+        """Nothing is known of a parent any more."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM nics WHERE parent_index = ?", (index,))
 
 
 def encode(attachment: Attachment) -> str:
@@ -168,6 +266,7 @@ def decode(text: str) -> Attachment:
         "leasing": _known(Leasing, leasing) if leasing else None,
         "delegate": _known(Delegation, delegate) if delegate else None,
         "reach": _reach(record.get("reach")),
+        "vlan": _known(Vlan, record["vlan"]) if record.get("vlan") else None,
     }
     return _known(Attachment, record | parts)
 
@@ -180,12 +279,16 @@ def _known(kind: type[T], fields: dict[str, Any]) -> T:
 
 def _view(record: dict[str, Any]) -> View:
     return View(
-        link=_known(Link, record["link"]) if record["link"] else None,
+        link=_link(record["link"]) if record["link"] else None,
         addresses=tuple(InterfaceAddress(address(r["ip"]), r["prefixlen"]) for r in record["addresses"]),
         routes=tuple(_route(r) for r in record["routes"]),
         neighbours=tuple(Neighbour(address(r["ip"]), r["mac"]) for r in record["neighbours"]),
         sysctls=tuple((name, value) for name, value in record["sysctls"]),
     )
+
+
+def _link(record: dict[str, Any]) -> Link:
+    return _known(Link, record | {"source_macs": tuple(record.get("source_macs", ()))})
 
 
 def _reach(record: dict[str, Any] | None) -> Reach | None:

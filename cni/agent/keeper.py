@@ -19,8 +19,10 @@ from cni.agent.journal import Journal
 from cni.agent.metrics import Metrics
 from cni.agent.reconcile import Pass, Reconciler
 from cni.agent.watch import Watch
-from cni.attachment import Key
+from cni.attachment import Attachment, Key
 from cni.node import Node, Pod
+
+Decoded = defaultdict[str, dict[str, Attachment]]  # by data directory, what `Records` remembers
 
 EVERYTHING = Dirty(everything=True)
 # Commands cause most of the events, and go first: passes rest in between, longer the longer they take, and wait while
@@ -35,9 +37,17 @@ class Keeper:
     """Keeps what the records of some data directories tell; any thread may call its functions."""
 
     def __init__(
-        self, data_dir: str, journal: Journal, metrics: Metrics, *, resync_seconds: float, grace_seconds: float
+        self,
+        data_dir: str,
+        journal: Journal,
+        metrics: Metrics,
+        decoded: Decoded,
+        *,
+        resync_seconds: float,
+        grace_seconds: float,
     ) -> None:
         """Raises OSError when the kernel's events cannot be heard."""
+        self._decoded = decoded
         self._journal = journal
         self._metrics = metrics
         self._resync_seconds = resync_seconds
@@ -181,7 +191,7 @@ class Keeper:
     def _reconciler(self, data_dir: str) -> Reconciler:
         if data_dir not in self._reconcilers:
             self._reconcilers[data_dir] = Reconciler(
-                Node(data_dir, self._journal, self._background),
+                Node(data_dir, self._journal, self._background, self._decoded[data_dir]),
                 self._journal,
                 grace_seconds=self._grace_seconds,
                 visit=self._visit,

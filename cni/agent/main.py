@@ -8,13 +8,14 @@ import resource
 import signal
 import sys
 import threading
+from collections import defaultdict
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from cni import __version__, netns
 from cni.agent import server, systemd
 from cni.agent.journal import Journal
-from cni.agent.keeper import Keeper
+from cni.agent.keeper import Decoded, Keeper
 from cni.agent.mending import KINDS
 from cni.agent.metrics import Metrics, Readings
 from cni.agent.server import Listener, Server
@@ -71,17 +72,19 @@ class Agent:
         """Raises CniError."""
         self._settings = settings
         metrics = self._metrics(journal)
+        decoded: Decoded = defaultdict(dict)
         try:
             self._keeper = Keeper(
                 settings.state_dir,
                 journal,
                 metrics,
+                decoded,
                 resync_seconds=settings.resync_seconds,
                 grace_seconds=settings.grace_seconds,
             )
         except OSError as error:
             raise IOFailure(f"cannot hear the kernel's events: {error.strerror}") from error
-        service = Service(journal, metrics, self._keeper)
+        service = Service(journal, metrics, self._keeper, decoded)
         self._server = Server(listener, service.serve, journal, metrics, most_workers=settings.max_workers)
         self._opened = ExitStack()
         self._serve_metrics(metrics, journal)

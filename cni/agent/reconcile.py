@@ -23,7 +23,6 @@ from cni.errors import CniError, IOFailure, KernelRefused, TryAgainLater
 from cni.frozen import frozen
 from cni.log import Log
 from cni.node import Node, Pod
-from cni.state import decode
 from cni.sweep import Finding, Grace, gone, sweep
 
 GRACE_SECONDS = 60.0
@@ -85,7 +84,7 @@ class Reconciler:
         self._visit = visit
         self._backoff = Backoff()
         self._is_first = True
-        self._decoded: dict[str, Attachment] = {}
+        self._known: set[Key] = set()  # that were recorded at the last pass
         self._plans: dict[Key, tuple[Attachment, Facts | None, Attachment]] = {}
         self._unfinished: set[Key] = set()
         self._overdue = Dirty()
@@ -111,13 +110,14 @@ class Reconciler:
     def _reconcile(self, dirty: Dirty, found: Findings) -> None:
         now = self._clock()
         self._backoff.forget_old(now)
-        known = {attachment.key for attachment in self._decoded.values()}
         recorded = self._recorded(found)
+        known, self._known = self._known, {attachment.key for attachment in recorded}
         if not (dirty.everything or self._is_first):
             recorded = self._settled(recorded, known, dirty, found)
         self._is_first = False
         host = HostFacts(self._node.host, recorded)
         repairer = Repairer(self._node, self._log, host, self._backoff, now, found, self._visit)
+        self._mend_vlans(recorded, repairer, found)
         tasks = [self._task(attachment, host.facts(attachment), dirty, found) for attachment in recorded]
         self._plans = {task.attachment.key: (task.attachment, task.facts, task.wanted) for task in tasks}
         changing = [task for task in tasks if task.is_changing]
@@ -130,15 +130,16 @@ class Reconciler:
     # --- what is wanted ----------------------------------------------------------------------------------------
 
     def _recorded(self, found: Findings) -> list[Attachment]:
-        """The attachments on record. To decode one takes as long as an ADD, so it is done once."""
-        decoded = {}
-        for text in self._node.records.texts():
+        """The attachments on record, of which each was decoded once."""
+        recorded = []
+        records, texts = self._node.records, self._node.records.texts()
+        for text in texts:
             try:
-                decoded[text] = self._decoded.get(text) or decode(text)
+                recorded.append(records.decode(text))
             except CniError as error:
                 found.errors[str(error)] = None
-        self._decoded = decoded
-        return list(decoded.values())
+        records.remember_only(texts)
+        return recorded
 
     def _settled(self, recorded: list[Attachment], known: set[Key], dirty: Dirty, found: Findings) -> list[Attachment]:
         """Without those recorded since the last pass: a command may just be making what they tell."""
@@ -197,6 +198,13 @@ class Reconciler:
         if len(tasks) > len(stuck):
             self._log.info(f"{len(tasks) - len(stuck)} attachment(s) planned anew, for the host as it is now")
         return stuck
+
+    def _mend_vlans(self, recorded: Sequence[Attachment], repairer: Repairer, found: Findings) -> None:
+        """VLAN devices of ours, of which the kernel knows all in one answer each, come before what is on them."""
+        ours = {each.vlan.name: each for each in recorded if each.vlan and each.vlan.ours and not each.leaving}
+        for attachment in ours.values():
+            with _tolerant(attachment.key, found):
+                repairer.mend_vlan(attachment)
 
     def _mend(self, tasks: Sequence[_Task], repairer: Repairer, found: Findings) -> None:
         """Let the kernel follow the records. One that cannot be helped does not stop the others."""

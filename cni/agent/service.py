@@ -26,7 +26,7 @@ from ipam import service as _service  # noqa: F401
 
 if TYPE_CHECKING:
     from cni.agent.journal import Journal
-    from cni.agent.keeper import Keeper
+    from cni.agent.keeper import Decoded, Keeper
     from cni.agent.metrics import Metrics
     from cni.config import NetConf
     from cni.protocol import Call
@@ -37,10 +37,11 @@ MOST_IDLE = 8  # sockets that are kept for the next requests
 class Service:
     """Serves requests on any number of threads, all of which are in the host's namespace."""
 
-    def __init__(self, journal: Journal, metrics: Metrics, keeper: Keeper) -> None:
+    def __init__(self, journal: Journal, metrics: Metrics, keeper: Keeper, decoded: Decoded) -> None:
         self._journal = journal
         self._metrics = metrics
         self._keeper = keeper
+        self._decoded = decoded
         self._background = Background()
         self._configurations = Configurations()
         self._nodes: dict[str, Node] = {}
@@ -90,7 +91,7 @@ class Service:
             return self._nodes[data_dir]
         with self._making:
             if data_dir not in self._nodes:
-                self._nodes[data_dir] = Node(data_dir, self._journal, self._background)
+                self._nodes[data_dir] = Node(data_dir, self._journal, self._background, self._decoded[data_dir])
                 self._keeper.look_after(data_dir)
             return self._nodes[data_dir]
 
