@@ -67,12 +67,8 @@ class Node:
         self.database = Database(data_dir)
         self._databases = {data_dir: self.database}  # kept open: closing one costs more than using it
         self._boot_id = boot_id()
-<<<<<<< main
-        self.records = Records(self.database, self._boot_id)
-        self.nics = Nics(self.database, self._boot_id)
-=======
         self.records = Records(self.database, self._boot_id, decoded)
->>>>>>> lead
+        self.nics = Nics(self.database, self._boot_id)
         self.locks = Locks(data_dir)
         self.background = background
         self.host = Namespace(background=background)
