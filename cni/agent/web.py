@@ -134,9 +134,11 @@ class _Handler(BaseHTTPRequestHandler):
 def _listen(endpoint: Endpoint) -> socket.socket:
     everywhere = not endpoint.host and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if everywhere or ":" in endpoint.host else socket.AF_INET
+    address = endpoint.host, endpoint.port
     try:
-        return socket.create_server((endpoint.host, endpoint.port), family=family, dualstack_ipv6=everywhere)
+        # An agent that takes over begins while its predecessor still listens.
+        return socket.create_server(address, family=family, dualstack_ipv6=everywhere, reuse_port=True)
     except OSError as error:
         number = error.errno or 0
-        other = "; is another agent running? Else choose another port" if number == errno.EADDRINUSE else ""
+        other = ": another program has this port, choose another one" if number == errno.EADDRINUSE else ""
         raise IOFailure(f"metrics: cannot listen on {endpoint}: {os.strerror(number)}{other}") from error

@@ -183,7 +183,7 @@ class Walker:
         found, wanted = self._found(), walk.wanted(self.world)
         if found != wanted:
             return f"too much: {sorted(found - wanted)}, missing: {sorted(wanted - found)}"
-        for pod in walk.whole(self.world):
+        for pod in self.world.attached:
             answer = self._kubelet.call(CHECK, self._pods[pod.name])
             if not answer.ok:
                 return f"CHECK of {pod.name}: {answer.stdout}"

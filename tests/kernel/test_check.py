@@ -120,6 +120,17 @@ def test_what_was_broken_is_found_and_named(lab: Lab, breakage: Breakage, words:
     assert [word for word in words if word not in failure.value.details] == []
 
 
+def test_an_mtu_that_was_lowered_with_the_parents_is_no_difference(lab: Lab) -> None:
+    pod = lab.pod("a", lab.conf(**CONF))
+    with unmended(lab):
+        lab.host.ip("link", "set", "eth0", "mtu", "1300")
+        pod.check()
+        lab.host.ip("link", "set", "eth0", "mtu", "1500")
+        with pytest.raises(CniFailed) as failure:
+            pod.check()
+    assert "pod: ip link set eth0 mtu 1400 (it is 1300)" in failure.value.details
+
+
 @pytest.mark.skipif(not shutil.which("nft"), reason="nft is not installed")
 @pytest.mark.parametrize(
     "command", ["flush ruleset", "delete table inet shimlan", "flush chain inet shimlan postrouting"]

@@ -198,11 +198,6 @@ def wanted(world: World) -> set[str]:
     return lines
 
 
-def whole(world: World) -> list[Sandbox]:
-    """The pods whose CHECK succeeds then; it tells of an MTU that was lowered with the parent's."""
-    return [pod for pod in world.attached if pod.mtu <= world.mtu]
-
-
 def _in_pod(world: World, pod: Sandbox) -> list[str]:
     lines = [f"eth0 {pod.mac} mtu {min(pod.mtu, world.mtu)} up", *(f"address {ip}" for ip in pod.addresses)]
     for family in map(version, pod.addresses):
