@@ -1,406 +1,50 @@
-"""The agent's socket: who may connect, threads that accept and serve, and a waiting room for those that are not ready.
+"""The agent's requests: threads that accept and serve them, and a waiting room for those that are not ready.
 
 Threads wait in accept(2) itself, so that a request that comes whole costs no more than the few system calls it needs
-(decision 0015). What cannot be had at once goes to the waiting room, where one thread looks after all of it. What is
-asked and answered is the business of the handler.
+(decision 0015). What cannot be had at once goes to the waiting room (`cni.agent.waiting`), where one thread looks after
+all of it. What is asked and answered is the business of the handler.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import select
-import stat
 import struct
 import threading
 import time
 import traceback
-from _socket import (
-    AF_UNIX,
-    CMSG_SPACE,
-    MSG_CMSG_CLOEXEC,
-    MSG_CTRUNC,
-    MSG_DONTWAIT,
-    SHUT_RD,
-    SO_ACCEPTCONN,
-    SO_PEERCRED,
-    SO_RCVTIMEO,
-    SOCK_STREAM,
-    SOL_SOCKET,
-    socket,
-)
+from _socket import AF_UNIX, MSG_DONTWAIT, SO_RCVTIMEO, SOCK_STREAM, SOL_SOCKET, socket
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from cni.agent import wire
 from cni.agent.journal import Journal
+from cni.agent.listener import Listener, peer
 from cni.agent.metrics import Metrics
-from cni.agent.wire import Answer, ProtocolError, Request, RequestDecoder
-from cni.errors import IOFailure
+from cni.agent.waiting import REASONS, Incoming, Stranger, Unread, WaitingRoom
+from cni.agent.wire import Answer, ProtocolError, Request
 
-BACKLOG = 1024  # connections that nobody has accepted yet; net.core.somaxconn may allow fewer
-MODE = 0o600
-LONGEST_PATH = 107 - len(".new")  # bytes; sun_path with its NUL has 108, unix(7)
+ACCEPT_SECONDS = 1  # without a connection, then a worker looks whether it is still needed
+TIMEVAL = struct.Struct("@ll")
 
 WORKERS = min(8, 1 + len(os.sched_getaffinity(0)))  # that should be ready to accept: more only fight for the GIL
 MOST_WORKERS = 256
 STACK_BYTES = 2 << 20  # Python 3.13 lets C code nest 10,000 calls: 1.5 MB of stack when JSON is read
-ACCEPT_SECONDS = 1  # without a connection, then a worker looks whether it is still needed
 STUCK_SECONDS = 0.25  # a request that takes longer waits for something, and leaves the processor to others
 TICK_SECONDS = 0.05  # between two looks at the workers while all of them are busy
 
 PATIENCE_SECONDS = 0.005  # of a worker with a request that is on its way
 CROWD = 8  # so many in the waiting room, and workers have no patience
-REQUEST_SECONDS = 10.0  # from the connection to the whole request
 ANSWER_SECONDS = 10.0  # for the client to take its answer
-MOST_WAITING = 512  # connections
-MOST_BYTES = 64 << 20  # held for all that wait
 GRACE_SECONDS = 1.0  # at the end, for requests that are on their way
 
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 RECOVERY_SECONDS = 0.05
 WARNING_SECONDS = 10.0  # between two lines about the same
 
-CREDENTIALS = struct.Struct("iII")  # struct ucred, unix(7): process, user, group
-TIMEVAL = struct.Struct("@ll")
-CHUNK = 16 << 10  # bytes to receive at once; a request has some 2,000
-DESCRIPTORS = CMSG_SPACE(4)  # for one; due to alignment there is room for a second
-RECEIVING = MSG_CMSG_CLOEXEC | MSG_DONTWAIT
+FAILED = "failed"  # beside `REASONS`, for errors of the handler
 
 Handler = Callable[[Request], Answer]
-
-
-# --- the listening socket ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """A socket that listens. With `path` it is ours and `inode` its file's; without, systemd's, and outlives us."""
-
-    socket: socket
-    path: str = ""
-    inode: tuple[int, int] = (0, 0)
-
-    def withdraw(self) -> None:
-        """Let nobody else in, but those who wait to be accepted; a socket of systemd's is left to the next agent."""
-        if not self.path:
-            return
-        try:
-            with suppress(OSError), _alone_in(self.path):
-                if _inode(self.path) == self.inode:
-                    os.unlink(self.path)
-        finally:
-            self.socket.shutdown(SHUT_RD)
-
-
-def listen(path: str, take_over: bool = False) -> Listener:
-    """Listen at a path that root alone may use; a socket that a dead agent has left there is replaced.
-
-    So is a living agent's if `take_over`: it goes on with whom it has accepted, and new clients come to us, without a
-    moment between. Raises IOFailure.
-    """
-    if len(os.fsencode(path)) > LONGEST_PATH:
-        raise IOFailure(f"{path} has more than the {LONGEST_PATH} bytes that are possible: choose a shorter path")
-    try:
-        os.makedirs(os.path.dirname(path) or ".", mode=0o755, exist_ok=True)
-        with _alone_in(path):
-            _check_place(path, take_over)
-            return _bind(path)
-    except OSError as error:
-        raise IOFailure(f"cannot listen at {path}: {error.strerror}; be root, or choose another path") from error
-
-
-def adopt(fd: int) -> Listener:
-    """The listening socket that systemd has passed. Raises IOFailure if it is something else."""
-    try:
-        passed = socket(fileno=fd)
-        fits = (passed.family, passed.type) == (AF_UNIX, SOCK_STREAM) and passed.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)
-    except OSError:
-        fits = False
-    if not fits:
-        raise IOFailure(
-            f"descriptor {fd} is no Unix socket that listens: the .socket unit must have one ListenStream= with a "
-            "path, and Accept=no"
-        )
-    passed.setblocking(True)
-    return Listener(passed)
-
-
-def _bind(path: str) -> Listener:
-    """Nobody can connect before listen(2), and then the mode is right; rename(2) leaves no moment without a socket."""
-    new = f"{path}.new"
-    with suppress(FileNotFoundError):
-        os.unlink(new)
-    listener = socket(AF_UNIX, SOCK_STREAM)
-    try:
-        listener.bind(new)
-        os.chmod(new, MODE)
-        listener.listen(BACKLOG)
-        inode = _inode(new)
-        os.rename(new, path)
-    except BaseException:
-        listener.close()
-        raise
-    return Listener(listener, path, inode)
-
-
-def _check_place(path: str, take_over: bool) -> None:
-    """Raises IOFailure unless the path is free, or what is there may be replaced."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise IOFailure(f"{path} is there, and not a socket: remove it, or choose another path")
-    pid = None if take_over else _served_by(path)
-    if pid is not None:
-        who = f"process {pid}" if pid else "a process that cannot be seen from here"
-        how = f"kill {pid}" if pid else "its container, or whatever `ss -xlp` shows"
-        raise IOFailure(f"{path} is served by {who}: stop that agent first ({how})")
-
-
-def _served_by(path: str) -> int | None:
-    """The process that listens at a socket, 0 if it cannot be seen from here; None if there is none any more."""
-    probe = socket(AF_UNIX, SOCK_STREAM)
-    try:
-        probe.setblocking(False)
-        probe.connect(path)
-        return _peer(probe)[0]
-    except BlockingIOError:  # so many wait that there is no room for us
-        return 0
-    except (ConnectionRefusedError, FileNotFoundError):
-        return None
-    finally:
-        probe.close()
-
-
-def _peer(connection: socket) -> tuple[int, int]:
-    """Process and user at the other end, as of connect(2) or listen(2); 0 and 65534 if out of our namespaces."""
-    pid, uid, _ = CREDENTIALS.unpack(connection.getsockopt(SOL_SOCKET, SO_PEERCRED, CREDENTIALS.size))
-    return pid, uid
-
-
-def _inode(path: str) -> tuple[int, int]:
-    status = os.lstat(path)
-    return status.st_dev, status.st_ino
-
-
-@contextmanager
-def _alone_in(path: str) -> Iterator[None]:
-    """No other agent makes or removes a socket in this directory meanwhile."""
-    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(directory)
-
-
-# --- connections -------------------------------------------------------------------------------------------------
-
-
-class Stranger(ProtocolError):
-    """Somebody whose requests are not served."""
-
-
-class Overdue(ProtocolError):
-    """A request that was not whole in time."""
-
-
-class Crowded(ProtocolError):
-    """A request that was not whole, where too many of them wait."""
-
-
-class Unread(ProtocolError):
-    """An answer that was not taken."""
-
-
-# Of connections that get no answer, for `Metrics.refused`; FAILED is for errors of the handler.
-REASONS: dict[type[ProtocolError], str] = {
-    Stranger: "user",
-    ProtocolError: "malformed",
-    Overdue: "overdue",
-    Crowded: "crowded",
-    Unread: "unread",
-}
-FAILED = "failed"
-
-
-class Incoming:
-    """A connection, what has come through it so far, and the request once that is whole."""
-
-    __slots__ = ("_decoder", "_descriptors", "connection", "request", "since")
-
-    def __init__(self, connection: socket) -> None:
-        self.connection = connection
-        self.request: Request | None = None
-        self.since = time.monotonic()  # it was accepted, or taken from the waiting room
-        self._decoder = RequestDecoder()
-        self._descriptors: list[int] = []
-
-    @property
-    def held(self) -> int:
-        """How many bytes have come."""
-        return self._decoder.held
-
-    def receive(self) -> Request | None:
-        """Take what has arrived, without waiting; the request, if it is whole.
-
-        Raises ProtocolError, and EOFError if somebody has only looked in.
-        """
-        while True:
-            try:
-                data, ancillary, flags, _ = self.connection.recvmsg(CHUNK, DESCRIPTORS, RECEIVING)
-            except BlockingIOError:
-                return None
-            except OSError as error:
-                raise ProtocolError(f"it cannot be read: {error.strerror}") from error
-            if ancillary or flags & MSG_CTRUNC:
-                self._keep(ancillary, flags)
-            if not data:
-                raise ProtocolError(f"it ends after {self.held} bytes") if self.held else EOFError
-            if self._decoder.feed(data):
-                self.request = self._decoder.request(*self._descriptors)
-                return self.request
-
-    def _keep(self, ancillary: list[tuple[int, int, bytes]], flags: int) -> None:
-        for _, _, data in ancillary:
-            self._descriptors += memoryview(data).cast("i")
-        if len(self._descriptors) > 1:
-            raise ProtocolError("it passes more than one descriptor")
-        if flags & MSG_CTRUNC:
-            raise ProtocolError("it passes a descriptor for which this process has no room")
-
-    def comes_within(self, seconds: float) -> bool:
-        """Wait for more; whether it comes in time."""
-        arrival = select.poll()
-        arrival.register(self.connection.fileno(), select.POLLIN)
-        return bool(arrival.poll(seconds * 1000))
-
-    def let_go(self) -> None:
-        """Close the descriptor that has come."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
-
-    def close(self) -> None:
-        """Close everything."""
-        self.let_go()
-        self.connection.close()
-
-
-class WaitingRoom:
-    """Connections whose request is not whole. One thread takes turns here; the others only send something in."""
-
-    def __init__(self, deliver: Callable[[Incoming], None], give_up: Callable[[Incoming, Exception], None]) -> None:
-        self._deliver = deliver
-        self._give_up = give_up
-        self._arrivals: deque[Incoming] = deque()
-        self._waiting: dict[int, Incoming] = {}  # by descriptor, the oldest first
-        self._held = 0  # bytes
-        self._one_too_many = False
-        self._closed = False
-        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poll = select.epoll()
-        self._poll.register(self._bell, select.EPOLLIN)
-
-    def __len__(self) -> int:
-        return len(self._waiting) + len(self._arrivals)
-
-    def add(self, incoming: Incoming) -> None:
-        """Let a connection wait."""
-        self._arrivals.append(incoming)
-        self.ring()
-
-    def drop_oldest(self) -> None:
-        """Close a connection, because its descriptor is needed."""
-        self._one_too_many = True
-        self.ring()
-
-    def send_away(self) -> None:
-        """Close all connections, and those that come later."""
-        self._closed = True
-        self.ring()
-
-    def ring(self) -> None:
-        """End the turn that is being taken."""
-        os.eventfd_write(self._bell, 1)
-
-    def turn(self, longest: float | None) -> None:
-        """Wait until something happens, for so many seconds at most, and deal with it."""
-        for fd, _ in self._poll.poll(self._until_deadline(longest)):
-            if fd == self._bell:
-                os.eventfd_read(self._bell)
-            else:
-                self._receive(fd)
-        while self._arrivals:
-            self._admit(self._arrivals.popleft())
-        self._dismiss()
-
-    def close(self) -> None:
-        """To be called when nobody takes turns or sends something in any more."""
-        self._poll.close()
-        os.close(self._bell)
-
-    def _until_deadline(self, longest: float | None) -> float | None:
-        oldest = next(iter(self._waiting.values()), None)
-        if oldest is None:
-            return longest
-        left = max(0.0, oldest.since + REQUEST_SECONDS - time.monotonic())
-        return left if longest is None else min(left, longest)
-
-    def _receive(self, fd: int) -> None:
-        incoming = self._waiting[fd]
-        self._held -= incoming.held
-        try:
-            request = incoming.receive()
-        except (ProtocolError, EOFError) as error:
-            self._held += incoming.held
-            self._give_up(self._leaving(fd), error)
-            return
-        self._held += incoming.held
-        if request is not None:
-            self._deliver(self._leaving(fd))
-
-    def _admit(self, incoming: Incoming) -> None:
-        fd = incoming.connection.fileno()
-        try:
-            self._poll.register(fd, select.EPOLLIN)
-        except OSError as error:  # the user's limit of epoll(7)
-            self._give_up(incoming, Crowded(f"it cannot be waited for: {error.strerror}"))
-            return
-        self._waiting[fd] = incoming
-        self._held += incoming.held
-
-    def _dismiss(self) -> None:
-        """Close connections that must not wait any longer; the oldest first, as they had most time."""
-        one_too_many, self._one_too_many = self._one_too_many, False
-        for fd, incoming in list(self._waiting.items()):
-            reason = self._reason_to_leave(incoming, one_too_many)
-            if reason is None:
-                return
-            one_too_many = False
-            self._give_up(self._leaving(fd), reason)
-
-    def _reason_to_leave(self, oldest: Incoming, one_too_many: bool) -> ProtocolError | None:
-        if self._closed:
-            return Overdue("its request was not whole when the agent ended")
-        if oldest.since + REQUEST_SECONDS <= time.monotonic():
-            return Overdue(f"its request was not whole after {REQUEST_SECONDS:.0f} s")
-        if one_too_many or len(self._waiting) > MOST_WAITING or self._held > MOST_BYTES:
-            return Crowded("its request was not whole, and others need the room")
-        return None
-
-    def _leaving(self, fd: int) -> Incoming:
-        self._poll.unregister(fd)
-        incoming = self._waiting.pop(fd)
-        self._held -= incoming.held
-        return incoming
-
-
-# --- the server --------------------------------------------------------------------------------------------------
 
 
 class Server:
@@ -568,7 +212,7 @@ class Server:
     def _receive(self, incoming: Incoming) -> Request | None:
         """The request, if it comes at once; if not, the connection waits elsewhere or is closed."""
         try:
-            if _peer(incoming.connection)[1] != self._allowed_uid:
+            if peer(incoming.connection)[1] != self._allowed_uid:
                 raise Stranger(f"only user {self._allowed_uid} may use this socket")
             request = incoming.receive() or self._be_patient(incoming)
         except (ProtocolError, EOFError) as error:
@@ -607,7 +251,7 @@ class Server:
         if isinstance(reason, ProtocolError):
             kind = REASONS[type(reason)]
             self._metrics.refused(kind)
-            pid, uid = _peer(incoming.connection)
+            pid, uid = peer(incoming.connection)
             self._warn(kind, f"closed the connection of process {pid} (user {uid}): {reason}")
         incoming.close()
 

@@ -20,10 +20,11 @@ from pathlib import Path
 
 import pytest
 
-from cni.agent import server, wire
+from cni.agent import server, waiting, wire
 from cni.agent.journal import Journal
+from cni.agent.listener import Listener, adopt, listen
 from cni.agent.metrics import Metrics
-from cni.agent.server import Listener, Server, adopt, listen
+from cni.agent.server import Server
 from cni.agent.wire import Answer, AnswerDecoder, Request
 from cni.errors import IOFailure
 
@@ -440,7 +441,7 @@ def test_somebody_who_only_looks_in_is_not_worth_a_word(serve: Serve) -> None:
 
 @pytest.mark.parametrize("pause", [SECONDS, 0.02], ids=["stalls", "drips"])
 def test_a_request_that_is_not_whole_in_time(serve: Serve, monkeypatch: pytest.MonkeyPatch, pause: float) -> None:
-    monkeypatch.setattr(server, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(waiting, "REQUEST_SECONDS", 0.5)
     agent = serve()
     with witness() as (writer, is_gone), connected(agent.path) as client:
         send(client, announcing(0, 4 << 20), writer)
@@ -467,8 +468,8 @@ def test_a_thousand_idle_connections_delay_nobody(serve: Serve) -> None:
             idle[-1].connect(agent.path)
             if number % 2:
                 idle[-1].sendall(WHOLE[: number % 30])
-        assert agent.gave("crowded", 1000 - server.MOST_WAITING)
-        assert soon(lambda: agent.server.waiting == server.MOST_WAITING)
+        assert agent.gave("crowded", 1000 - waiting.MOST_WAITING)
+        assert soon(lambda: agent.server.waiting == waiting.MOST_WAITING)
         started = time.monotonic()
         assert all(is_served(agent.path) for _ in range(100))
         assert time.monotonic() - started < 5
@@ -482,7 +483,7 @@ def test_a_thousand_idle_connections_delay_nobody(serve: Serve) -> None:
 
 
 def test_what_all_that_wait_hold_is_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MOST_BYTES", 300_000)
+    monkeypatch.setattr(waiting, "MOST_BYTES", 300_000)
     agent = serve()
     clients = []
     try:
@@ -540,7 +541,8 @@ def test_of_many_alike_one_is_logged(serve: Serve) -> None:
 POOR_AGENT = """
 import os, resource, sys, time
 from cni.agent.journal import Journal
-from cni.agent.server import Server, listen
+from cni.agent.listener import listen
+from cni.agent.server import Server
 from cni.agent.wire import Answer
 def handle(request):
     time.sleep(float(request.environ.get("CNI_ARGS", 0)))
