@@ -33,10 +33,10 @@ BASE ?= python:3.13-slim
 IMAGE ?= shimlan:$(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' cni/__init__.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit kernel agent torture walk test-vm client image bench tools clean
+.PHONY: help demo test lint unit kernel agent torture walk test-vm client image bench e2e-runtimes e2e-cluster e2e-kind pod-start tools clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: $(STAMP) tools ## Show what shimlan does, in namespaces of its own (20 s at most)
 	@$(BIN)/shimlanctl demo
@@ -96,6 +96,24 @@ bench: $(STAMP) client ## Compare with the reference plugins; table and plots go
 	@rm -rf $(LEFTOVERS)
 	$(BIN)/python -m bench --plugin $(abspath $(BIN))/shimlan --client $(abspath build/client/shimlan) \
 		--output docs/benchmarks.md
+
+e2e-runtimes: $(STAMP) tools $(VENV)/.e2e ## Tests with containerd and podman: docs/testing.md
+	VENV=$(VENV) e2e/run runtimes -q
+
+e2e-cluster: $(STAMP) tools $(VENV)/.e2e ## Tests in a Kubernetes cluster
+	VENV=$(VENV) e2e/run cluster -q
+
+e2e-kind: $(STAMP) $(VENV)/.e2e ## The same in a cluster of three nodes that kind makes
+	VENV=$(VENV) e2e/kind -q
+
+pod-start: $(STAMP) tools $(VENV)/.e2e client ## How long containerd takes for a pod, beside the reference plugins
+	VENV=$(VENV) e2e/run pod-start
+
+# Speaks CRI: 40 MB.
+$(VENV)/.e2e: | $(STAMP)
+	@$(BIN)/pip install --quiet --disable-pip-version-check '.[e2e]'
+	@rm -rf $(LEFTOVERS)
+	@touch $@
 
 tools: ## Install the Debian packages that tests and demo need, when root
 	@missing=; for tool in $(TOOLS); do command -v "$${tool%%=*}" > /dev/null || missing="$$missing $${tool##*=}"; done; \

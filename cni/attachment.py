@@ -29,10 +29,13 @@ SCOPE_UNIVERSE = 0
 SCOPE_LINK = 253
 MAIN_TABLE = 254
 SHIM_ALIAS = "shimlan shim of "  # with blanks, which no network name has
+VLAN_ALIAS = "shimlan vlan of "
 ETHERNET = 1  # ARPHRD_ETHER, include/uapi/linux/if_arp.h
 
 # Masters that take the rx_handler of their ports, which macvlan needs as well.
 RX_HANDLER_OWNERS = ("bridge", "bond", "team", "openvswitch")
+# Links on which only frames for their own MAC arrive, whatever is put onto them.
+ONE_MAC = ("ipvlan", "ipvtap")
 
 
 @frozen
@@ -65,8 +68,21 @@ class Parent:
     lower_index: int = 0  # of a macvlan: the real device, on which the kernel puts its children as well
     hardware: int = ETHERNET
     loopback: bool = False
+    wireless: bool = False
     master: str = ""
     master_kind: str = ""
+
+
+@frozen
+class Vlan:
+    """A VLAN device that is a parent: how it was found or made. `master` is the link that carries its tagged frames."""
+
+    name: str
+    id: int
+    master: str
+    master_index: int
+    mtu: int
+    ours: bool  # made by us, and so to be removed by us
 
 
 @frozen
@@ -82,7 +98,10 @@ class InterfaceAddress:
 
 @frozen
 class Link:
-    """A macvlan child. `parent` is only known of wanted links, `index` only of observed ones."""
+    """A macvlan, a macvtap or a VLAN device. `parent` is only known of wanted links, `index` only of observed ones.
+
+    "" and 0 leave it to the kernel.
+    """
 
     name: str
     mac: str
@@ -99,6 +118,8 @@ class Link:
     parent: str = ""
     index: int = 0
     lower_index: int = 0  # what the kernel tells as the parent, where that is not the one asked for
+    source_macs: tuple[str, ...] = ()  # mode source: those that it listens to; sorted
+    vlan: int = 0  # of a VLAN device: its ID
 
 
 @frozen
@@ -193,6 +214,7 @@ class Attachment:
     rebuilt: bool = False  # from the kernel, after the store was lost: who gave the addresses is not known
     reach: Reach | None = None  # None: there is no shim, or what its entries were planned from is not known
     leaving: bool = False  # others may get the addresses by now: what is missing of it must not be made anew
+    vlan: Vlan | None = None  # the parent, where that is a VLAN of the master
 
     @property
     def ips(self) -> tuple[Address, ...]:
@@ -213,6 +235,13 @@ class Facts:
     parent_addresses: tuple[InterfaceAddress, ...] = ()
     host_addresses: tuple[InterfaceAddress, ...] = ()
     shim_mac: str = ""  # of the shim that stands already
+    vlan: Vlan | None = None  # what the parent is, where it is a VLAN of the master
+
+
+def limited(wanted: View, parent_mtu: int) -> View:
+    """A view as it can be: a child follows its parent's MTU down (drivers/net/macvlan.c, NETDEV_CHANGEMTU)."""
+    link = wanted.link
+    return replace(wanted, link=replace(link, mtu=parent_mtu)) if link and link.mtu > parent_mtu else wanted
 
 
 def shim_name(parent_index: int) -> str:
@@ -231,16 +260,30 @@ def check_parent(conf: NetConf, parent: Parent) -> None:
     The kernel's own answers are bare numbers without text (drivers/net/macvlan.c, macvlan_common_newlink).
     """
     name = parent.name
-    if parent.loopback or parent.hardware != ETHERNET:
-        raise ParentUnusable(f'{name} is no Ethernet device: set "master" to the NIC of the LAN')
+    check_kind(parent)
     if parent.master_kind in RX_HANDLER_OWNERS:
-        raise ParentUnusable(f"{name} is a port of {parent.master_kind} {parent.master}: {_instead_of_port(parent)}")
+        instead = _instead_of_port(parent) + (' and leave out "vlan"' if conf.vlan and parent.kind == "vlan" else "")
+        raise ParentUnusable(f"{name} is a port of {parent.master_kind} {parent.master}: {instead}")
     if not parent.up:
         raise ParentUnusable(f"{name} is down: run `ip link set {name} up` and have it set up at boot")
     if conf.mtu > parent.mtu:
         raise InvalidConfig(f"mtu: {conf.mtu} is above the {parent.mtu} of {name}")
     if conf.mode == "passthru" and conf.mac:
         raise InvalidConfig(f"mac: a child in mode passthru always has the MAC of {name}")
+
+
+def check_kind(parent: Parent) -> None:
+    """Refuse what by its kind carries no frames of other MACs than its own; raises ParentUnusable."""
+    name = parent.name
+    if parent.loopback or parent.hardware != ETHERNET:
+        raise ParentUnusable(f'{name} is no Ethernet device: set "master" to the NIC of the LAN')
+    if parent.wireless:
+        raise ParentUnusable(
+            f"{name} is wireless, where a station has one MAC: use a wired NIC, ipvlan or routing, or, if it is an "
+            'access point or a station in 4-address mode, make it a port of a bridge and set "master" to the bridge'
+        )
+    if parent.kind in ONE_MAC:
+        raise ParentUnusable(f'{name} is an {parent.kind}, which has one MAC: set "master" to another NIC')
 
 
 def _instead_of_port(parent: Parent) -> str:
@@ -254,6 +297,11 @@ def wants_shim(conf: NetConf, parent: Parent) -> bool:
     return conf.shim.enabled and not parent.lower_index
 
 
+def may_offload(conf: NetConf, parent: Parent) -> bool:
+    """Whether to ask the parent to forward in hardware: links with a kind are software, and never do."""
+    return conf.offload == "on" or (conf.offload == "auto" and not parent.kind)
+
+
 def plan_link(key: Key, conf: NetConf, parent: Parent, mac: str) -> Link:
     """The pod's link."""
     return Link(
@@ -262,7 +310,9 @@ def plan_link(key: Key, conf: NetConf, parent: Parent, mac: str) -> Link:
         mtu=conf.mtu or parent.mtu,
         parent_index=parent.index,
         lower_index=parent.lower_index,
+        kind=conf.link_type,
         mode=conf.mode,
+        source_macs=conf.source_macs,
         alias=key.alias,
         bcqueuelen=conf.bcqueuelen,
         bclim=conf.bclim,
@@ -307,10 +357,30 @@ def plan(
         host=_host_end(shim, crossing),
         source_nat=crossing.source_nat,
         parent_in_pod=conf.link_in_container,
-        leasing=Leasing(conf.ipam.data_dir, conf.ipam.cooldown_seconds) if conf.ipam else None,
+        leasing=_leasing(conf),
         delegate=delegate,
         reach=reach,
+        vlan=facts.vlan,
     )
+
+
+def plan_nothing(key: Key, conf: NetConf, netns: tuple[str, str]) -> Attachment:
+    """An attachment of which nothing is planned yet: who holds leases by now, or uses a VLAN device, is recorded."""
+    return Attachment(
+        key=key,
+        pod=conf.pod,
+        parent="",
+        parent_index=0,
+        netns=netns[0],
+        netns_id=netns[1],
+        sandbox=View(),
+        leasing=_leasing(conf),
+        leaving=True,
+    )
+
+
+def _leasing(conf: NetConf) -> Leasing | None:
+    return Leasing(conf.ipam.data_dir, conf.ipam.cooldown_seconds) if conf.ipam else None
 
 
 def replan(attachment: Attachment, facts: Facts) -> Attachment:
@@ -335,6 +405,7 @@ def replan(attachment: Attachment, facts: Facts) -> Attachment:
         sandbox=replace(sandbox, link=link, routes=_pod_routes(crossing, asked), neighbours=crossing.hosts),
         host=_host_end(shim, crossing),
         source_nat=crossing.source_nat,
+        vlan=facts.vlan,
     )
 
 
@@ -406,7 +477,7 @@ def _completed(fresh: Crossing, before: Crossing) -> Crossing:
 def _host_end(shim: Link, crossing: Crossing) -> View:
     if not crossing.to_pod and not crossing.pods:
         return View()
-    return View(link=shim, routes=crossing.to_pod, neighbours=crossing.pods, sysctls=SHIM_SYSCTLS)
+    return View(link=shim, routes=crossing.to_pod, neighbours=crossing.pods, sysctls=SILENT)
 
 
 def _on_link(ip: Address, source: Address | None = None) -> Route:
@@ -424,11 +495,12 @@ def _family(item: Any) -> int:
     return int(item.version)
 
 
-# A shim must neither answer nor ask, nor get an address by itself: everything it needs is told to it. rp_filter=1
+# A shim must neither answer nor ask, nor get an address by itself: everything it needs is told to it. Likewise a VLAN
+# device of ours: it is there for the pods, and shall not open the host to whoever is in that VLAN. rp_filter=1
 # keeps broadcasts of the LAN from reaching the host's sockets a second time. On a host that forwards, the kernel has
 # every new link join the group of all routers; forwarding=0 has it leave, and by MLDv1 it does so without a report to
 # the LAN (igmp6_leave_group in net/ipv6/mcast.c). Whether IPv6 is forwarded depends on `all` alone (ip6_forward).
-SHIM_SYSCTLS = (
+SILENT = (
     ("ipv6/addr_gen_mode", "1"),
     ("ipv6/accept_ra", "0"),
     ("ipv6/autoconf", "0"),
@@ -451,6 +523,23 @@ def shim_link(parent: Parent, mac: str) -> Link:
         tx_queues=2,
         parent=parent.name,
     )
+
+
+def vlan_view(vlan: Vlan) -> View:
+    """A VLAN device of ours as it shall be: like a shim without a voice of its own."""
+    link = Link(
+        name=vlan.name,
+        mac="",
+        mtu=vlan.mtu,
+        parent_index=vlan.master_index,
+        kind="vlan",
+        mode="",
+        arp=False,
+        alias=f"{VLAN_ALIAS}{vlan.master}",
+        parent=vlan.master,
+        vlan=vlan.id,
+    )
+    return View(link=link, sysctls=SILENT)
 
 
 def source_for(pod: InterfaceAddress, reached: Sequence[InterfaceAddress]) -> Address:
@@ -519,11 +608,14 @@ def _pod_sysctls(conf: NetConf, pods: Sequence[InterfaceAddress]) -> tuple[tuple
     return enable + tuple(notify[family] for family in sorted(families))
 
 
-def report(attachment: Attachment, ipam: Result, dns: dict[str, object] | None = None) -> Result:
-    """What ADD tells the runtime: the pod's link, the shim if there is one, and what IPAM gave."""
+def report(attachment: Attachment, ipam: Result, dns: dict[str, object] | None = None, tap: int = 0) -> Result:
+    """What ADD tells the runtime: the pod's link, the shim if there is one, and what IPAM gave.
+
+    `tap`: the number of the link's character device, 0 for none.
+    """
     link = attachment.sandbox.link
     assert link is not None
-    pod = Interface(name=link.name, mac=link.mac, sandbox=attachment.netns, mtu=link.mtu)
+    pod = Interface(name=link.name, mac=link.mac, sandbox=attachment.netns, mtu=link.mtu, tap=tap)
     shim = attachment.host.link
     host = (Interface(name=shim.name, mac=shim.mac, mtu=shim.mtu),) if shim else ()
     ips = tuple(IpConfig(ip.address, ip.prefixlen, ip.gateway, interface=0) for ip in ipam.ips)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import ExitStack, nullcontext
 
 from cni import delegate, kernel, shim, teardown
-from cni.attachment import Key, View, check_parent, plan, report
+from cni.attachment import Key, View, check_parent, limited, may_offload, plan, plan_nothing, report
 from cni.diff import SetSysctl, diff
 from cni.errors import CniError, Differs, InvalidConfig, NotAvailable, TryAgainLater, attempt, summary
 from cni.frozen import frozen, replace
@@ -17,8 +17,9 @@ from cni.protocol import Result, merge, parse_result
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
-    from cni.attachment import Attachment, Delegation, Facts
+    from cni.attachment import Attachment, Delegation, Facts, Vlan
     from cni.config import NetConf
     from cni.node import Node, Pod
     from cni.protocol import Call
@@ -40,24 +41,40 @@ def add(node: Node, call: Call, conf: NetConf) -> Result:
     key = Key(conf.name, call.container_id, call.ifname)
     previous = parse_result(conf.prev_result or {})
     with node.pod(call.netns, call.own_netns) as pod, node.locks.attachment(key), ExitStack() as undo:
-        _clear_remains(node, key)
-        facts = kernel.facts(conf, node.parents(conf, pod))
+        _clear(node, key, "clearing what an earlier ADD of this container left behind")
+        vlan = _vlan(node, key, conf, pod, undo) if conf.vlan else None
+        facts = kernel.facts(conf, node.parents(conf, pod), vlan)
         check_parent(conf, facts.parent)
         request = Request(call, conf, key, pod, facts)
         if conf.delegate:
             attachment, ipam = _add_delegated(node, request, undo)
         else:
             attachment, ipam = _add_leased(node, request, undo)
+        tap = _tap(pod, call.ifname) if conf.link_type == "macvtap" else 0
         undo.pop_all()
-    return merge(previous, report(attachment, ipam, conf.dns))
+    return merge(previous, report(attachment, ipam, conf.dns, tap))
 
 
-def _clear_remains(node: Node, key: Key) -> None:
-    """A record of the same key is of an ADD that was killed, or whose result got lost: make room."""
+def _clear(node: Node, key: Key, why: str) -> None:
+    """Take back what is recorded of a key: by an ADD that was killed or has failed, or whose result got lost."""
     remains = node.records.find(key)
     if remains:
-        node.log.info("clearing what an earlier ADD of this container left behind")
+        node.log.info(why)
         teardown.take_back(node, remains)
+
+
+def _vlan(node: Node, key: Key, conf: NetConf, pod: Pod, undo: ExitStack) -> Vlan:
+    """The VLAN device that is the parent, made if need be; who is going to use it is recorded from now on."""
+    from cni import vlan
+
+    undo.callback(teardown.quietly, node.log, lambda: _clear(node, key, "undoing a failed ADD"))
+    return vlan.use(node, conf, plan_nothing(key, conf, (pod.path, pod.id)))
+
+
+def _tap(pod: Pod, ifname: str) -> int:
+    """The number of a macvtap's character device: the index of the link (macvtap_device_event in macvtap.c)."""
+    link = pod.namespace.link(ifname)
+    return link.index if link else 0
 
 
 def _add_leased(node: Node, request: Request, undo: ExitStack) -> tuple[Attachment, Result]:
@@ -69,8 +86,9 @@ def _add_leased(node: Node, request: Request, undo: ExitStack) -> tuple[Attachme
         ipam = leasing.lease(node, request, conf.ipam, undo) if conf.ipam else Result()
         address = mac.choose(conf, request.key, [ip.address for ip in ipam.ips])
         attachment = _recorded(node, request, _planned(request, address, ipam), undo)
-    _apply(node, request, attachment.sandbox, View())
-    shim.attach(node, attachment)
+    with _offloading(node, request, attachment):
+        _apply(node, request, attachment.sandbox, View())
+        shim.attach(node, attachment)
     return attachment, ipam
 
 
@@ -87,9 +105,21 @@ def _add_delegated(node: Node, request: Request, undo: ExitStack) -> tuple[Attac
     _apply(node, request, View(link=replace(bare.sandbox.link, up=False)), View())
     ipam = delegate.add(delegation, call)
     attachment = _recorded(node, request, _planned(request, address, ipam, delegation), undo)
-    _apply(node, request, attachment.sandbox, namespace.view(call.ifname))
-    shim.attach(node, attachment)
+    with _offloading(node, request, attachment):
+        _apply(node, request, attachment.sandbox, namespace.view(call.ifname))
+        shim.attach(node, attachment)
     return attachment, ipam
+
+
+def _offloading(node: Node, request: Request, attachment: Attachment) -> AbstractContextManager[None]:
+    """The child that comes up meanwhile is the NIC's to forward for, where that is wanted and can be."""
+    conf, parent = request.conf, request.facts.parent
+    required = conf.offload == "on"
+    if not may_offload(conf, parent) or (not required and node.nics.is_fixed(parent.index, parent.name)):
+        return nullcontext()
+    from cni import offload  # most NICs cannot, and are asked once
+
+    return offload.offloading(node, attachment, parent, required)
 
 
 def _planned(request: Request, address: str, ipam: Result, delegation: Delegation | None = None) -> Attachment:
@@ -150,8 +180,14 @@ def check(node: Node, call: Call, conf: NetConf) -> None:
 
 def differences(node: Node, attachment: Attachment, pod: Pod) -> Iterator[str]:
     """How kernel and leases differ from what is recorded of an attachment."""
-    sandbox, host = attachment.sandbox, attachment.host
-    assert sandbox.link is not None
+    sandbox, host = _limited(node, attachment, pod)
+    if sandbox.link is None:
+        yield "an ADD was killed before it had made anything of it: add it again, or delete it"
+        return
+    if attachment.vlan:
+        from cni import vlan
+
+        yield from vlan.differences(node, attachment.vlan)
     for change in diff(sandbox, pod.namespace.view(sandbox.link.name)):
         if not isinstance(change, SetSysctl):
             yield f"pod: {change}"
@@ -166,10 +202,20 @@ def differences(node: Node, attachment: Attachment, pod: Pod) -> Iterator[str]:
     yield from leasing.differences(node, attachment)
 
 
+def _limited(node: Node, attachment: Attachment, pod: Pod) -> tuple[View, View]:
+    """The pod's and the host's end as they can be: if the MTU of the parent was lowered, its children follow."""
+    parents = pod.namespace if attachment.parent_in_pod else node.host
+    parent = parents.link_at(attachment.parent_index)
+    ends = attachment.sandbox, attachment.host
+    first, second = (limited(end, parent.mtu) for end in ends) if parent else ends
+    return first, second
+
+
 def _untold(attachment: Attachment, told: Result) -> Iterator[str]:
     """What we made and prevResult does not tell: then the runtime believes in another attachment than we do."""
     link = attachment.sandbox.link
-    assert link is not None
+    if link is None:
+        return
     if not any(entry.name == link.name and entry.sandbox for entry in told.interfaces):
         yield f"prevResult: has no interface {link.name}"
     for address in attachment.sandbox.addresses:
@@ -184,7 +230,7 @@ def status(node: Node, call: Call, conf: NetConf) -> None:
         if conf.ipam:
             node.leases(conf.ipam.data_dir).check_writable()
         if not conf.link_in_container:
-            check_parent(conf, kernel.find_parent(conf, node.host))
+            _check_parent(node, conf)
         if conf.ipam and conf.status_reports_exhaustion:
             from ipam import service
 
@@ -195,6 +241,20 @@ def status(node: Node, call: Call, conf: NetConf) -> None:
         raise NotAvailable(error.msg, error.details) from error
     if conf.delegate:
         delegate.forward(delegate.delegation(conf.delegate, conf.raw, call), "STATUS", call)
+
+
+def _check_parent(node: Node, conf: NetConf) -> None:
+    if conf.vlan:
+        from cni import vlan
+
+        vlan.check(conf, node.host)
+    else:
+        parent = kernel.find_parent(conf, node.host)
+        check_parent(conf, parent)
+        if conf.offload == "on":
+            from cni import offload
+
+            offload.check_required(node, parent)
 
 
 def collect(node: Node, call: Call, conf: NetConf) -> None:

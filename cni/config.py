@@ -41,9 +41,11 @@ if TYPE_CHECKING:
     Address = IPv4Address | IPv6Address
     Network = IPv4Network | IPv6Network
 
-MODE = one_of("bridge", "private", "vepa", "passthru", unsupported=("source",))
-LINK_TYPE = one_of("macvlan", unsupported=("macvtap",))
-OFFLOAD = one_of("auto", "off", unsupported=("on",))
+MODE = one_of("bridge", "private", "vepa", "passthru", "source")
+LINK_TYPE = one_of("macvlan", "macvtap")
+OFFLOAD = one_of("auto", "on", "off")
+# In which a NIC can tell children apart by their MAC (macvlan_supports_dest_filter in include/linux/if_macvlan.h).
+OFFLOADED_MODES = ("bridge", "private", "vepa")
 MAC_POLICY = one_of("ip", "pod", "random")
 LOG_LEVEL = one_of("error", "warning", "warn", "info", "debug")
 BCQUEUELEN = integer(1, 2**32 - 1)
@@ -82,12 +84,16 @@ class NetConf:
     master: str = ""
     link_in_container: bool = False
     mode: str = "bridge"
+    source_macs: tuple[str, ...] = ()  # mode source: those that are listened to; sorted
+    link_type: str = "macvlan"
+    vlan: int = 0  # the parent is this VLAN of the master; 0: the master itself
     mtu: int = 0
     mac: str = ""  # the one to use, whatever source won; normalised to lower case with colons
     mac_policy: str = "ip"
     bcqueuelen: int | None = None
     bclim: int | None = None
     shim: ShimConf = ShimConf()
+    offload: str = "auto"  # "off" also where no NIC could do it
     announce: bool = True
     detect_conflicts: ConflictDetection | None = None
     data_dir: str = ""
@@ -134,7 +140,6 @@ def check(raw: object) -> list[Problem]:
 def _netconf(sources: Sources) -> NetConf:
     conf = sources.conf
     _check_for_libcni(conf)
-    _check_unsupported(conf)
     mode = conf.text("mode", MODE, "bridge")
     link_in_container = conf.read("linkInContainer", boolean, False)
     log_level = conf.read("logLevel", LOG_LEVEL, "info")
@@ -144,12 +149,16 @@ def _netconf(sources: Sources) -> NetConf:
         master=conf.text("master", _master, ""),
         link_in_container=link_in_container,
         mode=mode,
+        source_macs=_source_macs(conf, mode),
+        link_type=conf.read("linkType", LINK_TYPE, "macvlan"),
+        vlan=_vlan(conf, link_in_container),
         mtu=conf.read("mtu", mtu, 0),
         mac=_mac(sources),
         mac_policy=conf.read("macPolicy", MAC_POLICY, "ip"),
         bcqueuelen=conf.read("bcqueuelen", _bcqueuelen, None),
         bclim=conf.read("bclim", BCLIM, None),
         shim=_shim(conf, applies=mode == "bridge" and not link_in_container),
+        offload=_offload(conf, applies=mode in OFFLOADED_MODES and not link_in_container),
         announce=conf.read("announce", boolean, True),
         detect_conflicts=_detect_conflicts(conf),
         data_dir=conf.text("dataDir", absolute_path, ""),
@@ -184,19 +193,27 @@ def _check_for_libcni(conf: Section) -> None:
         capabilities.read(name, boolean, False)
 
 
-def _check_unsupported(conf: Section) -> None:
-    """Keys that have a meaning but no effect yet: only the values that ask for nothing are accepted."""
-    conf.read("linkType", LINK_TYPE, "macvlan")
-    conf.read("offload", OFFLOAD, "auto")
-    if vlan := conf.read("vlan", VLAN, 0):
-        conf.problem("vlan", f"{vlan} is not supported by this version")
-    if macs := conf.each("sourceMacs", mac):
-        conf.problem("sourceMacs", f"{', '.join(macs)} is not supported by this version")
-
-
 def _master(value: object) -> str:
     """The parent's name; "auto" says the same as no name at all: the interface of the default route."""
     return "" if value == "auto" else interface_name(value)
+
+
+def _source_macs(conf: Section, mode: str) -> tuple[str, ...]:
+    macs = tuple(sorted(set(conf.each("sourceMacs", mac))))
+    if macs and mode != "source":
+        conf.problem("sourceMacs", f'only has a meaning with "mode": "source", not {mode}')
+    return macs
+
+
+def _vlan(conf: Section, link_in_container: bool) -> int:
+    vlan = conf.read("vlan", VLAN, 0)
+    if vlan and link_in_container:
+        conf.problem(
+            "vlan",
+            "is only made on the host; with linkInContainer have the plugin vlan make it in the container, "
+            'and name it as "master"',
+        )
+    return vlan
 
 
 def _mac(sources: Sources) -> str:
@@ -231,6 +248,14 @@ def _shim(conf: Section, applies: bool) -> ShimConf:
     if shim.required and not applies:
         conf.problem("shim", 'a shim only works with mode bridge and a master on the host; use "shim": false')
     return shim
+
+
+def _offload(conf: Section, applies: bool) -> str:
+    """What `offload` asks for, "off" where no NIC could do it; asked for explicitly there, it is a problem."""
+    offload = conf.read("offload", OFFLOAD, "auto")
+    if offload == "on" and not applies:
+        conf.problem("offload", '"on" needs mode bridge, private or vepa, and a master on the host; use "auto"')
+    return offload if applies else "off"
 
 
 def _switch(value: object) -> bool:

@@ -77,9 +77,17 @@ MIGRATIONS = (
     CREATE INDEX leases_remembered ON leases(network, pod) WHERE state = 'released' AND sticky = 1;
     CREATE INDEX leases_in_conflict ON leases(range_id, free_at) WHERE state = 'conflict';
     """,
+    """
+    -- What is known of parents as to offload. `switchable` 0: not to be asked again. `was_on`: before we came.
+    -- `refused`: how many children came up without, although it was on.
+    CREATE TABLE nics(
+        parent_index INTEGER PRIMARY KEY, parent TEXT NOT NULL, boot_id TEXT NOT NULL,
+        switchable INTEGER NOT NULL, was_on INTEGER NOT NULL, refused INTEGER NOT NULL
+    );
+    """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
-TABLES = ("attachments", "lease_boot", "lease_networks", "lease_ranges", "leases")
+TABLES = ("attachments", "lease_boot", "lease_networks", "lease_ranges", "leases", "nics")
 
 # Primary result codes (sqlite3.h).
 ERROR, BUSY, LOCKED, READONLY, IOERR, CORRUPT, FULL, CANTOPEN, NOTADB = 1, 5, 6, 8, 10, 11, 13, 14, 26

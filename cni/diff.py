@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from cni.attachment import InterfaceAddress, Link, Neighbour, Route
 
 
+# The fields of a link that have another name than the option of `ip`.
+FIELDS = {"address": "mac", "type": "kind", "id": "vlan"}
+
+
 @frozen
 class AddLink:
     """Create the link, down, with its final name in its namespace."""
@@ -25,13 +29,12 @@ class AddLink:
 
     def __str__(self) -> str:
         link = self.link
-        options = [f"mode {link.mode}"]
-        options += [f"bcqueuelen {link.bcqueuelen}"] if link.bcqueuelen is not None else []
-        options += [f"bclim {link.bclim}"] if link.bclim is not None else []
-        return (
-            f"ip link add {link.name} link {link.parent} address {link.mac} mtu {link.mtu} "
-            f"type {link.kind} {' '.join(options)}"
-        )
+        words = ["ip link add", link.name, "link", link.parent]
+        for option in ("address", "mtu", "type", "id", "mode", "bcqueuelen", "bclim"):
+            value = getattr(link, FIELDS.get(option, option))
+            words += [option, str(value)] if value or (value == 0 and option == "bclim") else []
+        words += ["macaddr", _macs(link.source_macs)] if link.source_macs else []
+        return " ".join(words)
 
 
 @frozen
@@ -44,7 +47,8 @@ class SetLink:
     found: str
 
     def __str__(self) -> str:
-        return f"ip link set {self.link.name} {self.option} {self.value} (it is {self.found or 'unset'})"
+        option = f"type {self.link.kind} macaddr" if self.option == "macaddr" else self.option
+        return f"ip link set {self.link.name} {option} {self.value} (it is {self.found or 'unset'})"
 
 
 @frozen
@@ -184,7 +188,8 @@ def _link_changes(link: Link, observed: Link | None) -> Iterator[Change]:
         ("link", f"if{link.lower_index or link.parent_index}", f"if{observed.parent_index}"),
         ("mode", link.mode, observed.mode),
         ("address", link.mac, observed.mac),
-        ("mtu", str(link.mtu), str(observed.mtu)),
+        ("id", str(link.vlan or ""), str(observed.vlan)),
+        ("mtu", str(link.mtu or ""), str(observed.mtu)),
         ("arp", _switch(link.arp), _switch(observed.arp)),
         ("bcqueuelen", _number(link.bcqueuelen), _number(observed.bcqueuelen)),
     )
@@ -192,6 +197,8 @@ def _link_changes(link: Link, observed: Link | None) -> Iterator[Change]:
     for option, value, found in compared:
         if value and value != found:
             yield SetLink(link, option, value, found)
+    if link.mode == observed.mode == "source" and link.source_macs != observed.source_macs:
+        yield SetLink(link, "macaddr", _macs(link.source_macs), " ".join(observed.source_macs))
 
 
 def _sysctl_changes(wanted: View, observed: Link | None) -> Iterator[Change]:
@@ -251,6 +258,11 @@ def _route_words(route: Route, link: str) -> str:
         value = getattr(route, option)
         words += [option, str(value)] if value else []
     return " ".join(words)
+
+
+def _macs(macs: tuple[str, ...]) -> str:
+    """How `ip` sets a list of source MACs."""
+    return f"set {' '.join(macs)}" if macs else "flush"
 
 
 def _switch(on: bool) -> str:

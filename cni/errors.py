@@ -77,7 +77,7 @@ class AddressUnavailable(CniError):
 
 
 class ParentUnusable(CniError):
-    """The parent is missing, down, or of a kind or in a place that cannot carry this macvlan."""
+    """The parent is missing, down, or of a kind or in a place that cannot carry this macvlan as it was asked for."""
 
     code = 102
 

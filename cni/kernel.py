@@ -11,8 +11,8 @@ import os
 import time
 
 from cni import deletion, netns, rtnetlink
-from cni.attachment import MAIN_TABLE, SHIM_ALIAS, Facts, View, shim_name, wants_shim
-from cni.diff import AddLink, SetRoute, SetSysctl
+from cni.attachment import MAIN_TABLE, SHIM_ALIAS, SILENT, Facts, Link, View, shim_name, wants_shim
+from cni.diff import AddLink, SetRoute, SetSysctl, SetUp
 from cni.errors import CniError, InvalidConfig, KernelRefused, ParentUnusable
 from cni.frozen import replace
 from cni.netlink import NetlinkError, Socket
@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cni.attachment import InterfaceAddress, Link, Neighbour, Parent, Route
+    from cni.attachment import InterfaceAddress, Neighbour, Parent, Route, Vlan
     from cni.config import NetConf
     from cni.deletion import Background
     from cni.diff import Change
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 # A namespace that goes away frees the MACs of its links only some 40 ms later.
 MAC_RETRY_SECONDS = 0.25
 MAC_RETRY_PAUSE = 0.005
+
+SYSCTLS = "/proc/sys/net"
+# In a container the former is read-only, and our manifest mounts the host's here. Either has the files of the namespace
+# of whoever opens them (decision 0028).
+SYSCTLS_OF_HOST = "/host/proc/sys/net"
 
 GONE = (errno.ENODEV, errno.ENOENT)  # what was asked about
 
@@ -116,16 +121,42 @@ class Namespace:
         answers = self._dump(rtnetlink.dump_bridge_neighbours(index))
         return {mac for owner, mac in map(rtnetlink.parse_bridge_neighbour, answers) if owner == index}
 
+    def is_taken(self, index: int, mac: str) -> bool:
+        """Whether a link has a child that is up with that MAC, wherever it is: the kernel lets no second one come up.
+
+        For what no list tells. Tried with a child that says nothing, which takes milliseconds. Raises KernelRefused.
+        """
+        parent = self.link_at(index)
+        if parent is None:
+            return False
+        name = f"sl{os.urandom(5).hex()}"
+        probe = Link(name, mac, parent.mtu, index, mode="private", arp=False, tx_queues=2, parent=parent.name)
+        self._create(AddLink(probe), self)
+        made = self._index(name)
+        try:
+            self._set_sysctls([SetSysctl(name, key, value) for key, value in SILENT if key.startswith("ipv6/")])
+            (refusal,) = self._request([rtnetlink.encode(SetUp(probe), made)])
+        finally:
+            self.delete_link(made)
+        return refusal is not None and refusal.errno == errno.EADDRINUSE
+
     def parent(self, name: str) -> Parent | None:
         """The link of that name as a parent of macvlans."""
         body = self._get(rtnetlink.get_link(name))
         if body is None:
             return None
         parent, master_index = rtnetlink.parse_parent(body)
+        if not parent.kind and _is_wireless(parent):
+            parent = replace(parent, wireless=True)
         master = self.link_at(master_index) if master_index else None
         if master is None:
             return parent
         return replace(parent, master=master.name, master_kind=master.kind)
+
+    def runs_xdp(self, index: int) -> bool:
+        """Whether an XDP program runs in the driver of a link."""
+        body = self._get(rtnetlink.get_link(index=index))
+        return bool(body) and rtnetlink.parse_native_xdp(body or b"")
 
     def addresses(self, index: int = 0, permanent: bool = False) -> list[tuple[int, InterfaceAddress]]:
         """(link index, address) of all usable addresses of global scope, in the kernel's order; of one link or all.
@@ -264,9 +295,9 @@ class Namespace:
 
 def _write_sysctl(change: SetSysctl) -> None:
     family, key = change.name.split("/")
-    path = f"/proc/sys/net/{family}/conf/{change.link}/{key}"
+    name = f"{family}/conf/{change.link}/{key}"
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        fd = _open_sysctl(name)
         try:
             os.write(fd, change.value.encode())
         finally:
@@ -274,9 +305,18 @@ def _write_sysctl(change: SetSysctl) -> None:
     except FileNotFoundError:
         # A kernel without IPv6 needs none of its sysctls; an IPv6 address is refused later, with a better reason.
         if family != "ipv6":
-            raise KernelRefused(f"{change}: {path} does not exist") from None
+            raise KernelRefused(f"{change}: {SYSCTLS}/{name} does not exist") from None
     except OSError as error:
         raise KernelRefused(f"{change}: {error.strerror}; is /proc/sys mounted read-only?") from error
+
+
+def _open_sysctl(name: str) -> int:
+    try:
+        return os.open(f"{SYSCTLS}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES) or not os.path.isdir(SYSCTLS_OF_HOST):
+            raise
+        return os.open(f"{SYSCTLS_OF_HOST}/{name}", os.O_WRONLY | os.O_CLOEXEC)
 
 
 def _explained(change: Change, error: NetlinkError) -> CniError:
@@ -303,11 +343,30 @@ def _is_same(link: Link, wanted: Link) -> bool:
 # --- facts -------------------------------------------------------------------------------------------------------
 
 
+def _is_wireless(parent: Parent) -> bool:
+    """Whether a NIC is a wireless one, as far as this mount of sysfs shows the namespace that it is in."""
+    directory = f"/sys/class/net/{parent.name}"
+    if not os.access(f"{directory}/phy80211", os.F_OK):
+        return False
+    with open(f"{directory}/ifindex", "rb", buffering=0) as file:
+        return int(file.read()) == parent.index
+
+
 def find_parent(conf: NetConf, namespace: Namespace) -> Parent:
-    """The parent that the configuration names, else the link of the default route; raises ParentUnusable."""
+    """The link that the configuration names, else that of the default route, or what that is a port of.
+
+    Raises ParentUnusable.
+    """
     name = conf.master or namespace.default_link()
     if not name:
         raise ParentUnusable('there is no default route to take the parent from: set "master" to the NIC of the LAN')
+    parent = _existing(name, namespace)
+    while not conf.master and parent.master_kind in ("bridge", "bond", "team"):
+        parent = _existing(parent.master, namespace)
+    return parent
+
+
+def _existing(name: str, namespace: Namespace) -> Parent:
     parent = namespace.parent(name)
     if parent is None:
         there = ", ".join(link.name for link in namespace.links() if link.name != "lo") or "none"
@@ -315,16 +374,20 @@ def find_parent(conf: NetConf, namespace: Namespace) -> Parent:
     return parent
 
 
-def facts(conf: NetConf, namespace: Namespace) -> Facts:
-    """The parent and the host's addresses; `namespace` is where the parent lives. Raises ParentUnusable."""
-    parent = find_parent(conf, namespace)
+def facts(conf: NetConf, namespace: Namespace, vlan: Vlan | None = None) -> Facts:
+    """The parent and the host's addresses; `namespace` is where the parent lives. Raises ParentUnusable.
+
+    `vlan`: the parent, where the configuration asks for a VLAN.
+    """
+    parent = _existing(vlan.name, namespace) if vlan else find_parent(conf, namespace)
     own = tuple(address for _, address in namespace.addresses(parent.index))
     if not wants_shim(conf, parent):
-        return Facts(parent, own)
+        return Facts(parent, own, vlan=vlan)
     automatic = own + _elsewhere(namespace, own, _families(conf)) if conf.shim.auto_addresses else ()
     reached = automatic + _by_hand(conf, namespace, automatic)
     shim = namespace.link(shim_name(parent.index))
-    return Facts(parent, own, reached, shim.mac if shim and shim.alias.startswith(SHIM_ALIAS) else "")
+    shim_mac = shim.mac if shim and shim.alias.startswith(SHIM_ALIAS) else ""
+    return Facts(parent, own, reached, shim_mac, vlan)
 
 
 def _families(conf: NetConf) -> set[int]:

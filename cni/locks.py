@@ -29,9 +29,10 @@ WAIT_SECONDS = 60.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.02
 
 FLOCK = struct.Struct("@hhqqi4x")  # struct flock of 64-bit Linux, include/uapi/asm-generic/fcntl.h
-# Bytes of the lock file: an interface index has 31 bits, attachments follow from the 33rd on.
+# Bytes of the lock file: an interface index has 31 bits, a checksum 32.
 SOURCE_NAT = 1 << 31
 ATTACHMENTS = 1 << 32
+VLANS = 1 << 33
 TO_THE_END = 0  # as a length
 UNLOCK = FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, TO_THE_END, 0)
 QUEUES = 1024  # for attachments; to share one only costs some parallelism
@@ -61,6 +62,11 @@ class Locks:
     def shim(self, parent_index: int) -> Held:
         """Creating and removing the shim of one parent."""
         return Held(self._path, parent_index, f"shim of if{parent_index}", self._queue(parent_index))
+
+    def vlan(self, device: str) -> Held:
+        """Creating and removing a VLAN device, and becoming its user; to be taken before the lock of a shim on it."""
+        byte = VLANS + zlib.crc32(device.encode(errors="surrogateescape"))
+        return Held(self._path, byte, f"VLAN device {device}", self._queue(byte))
 
     def everything(self) -> Held:
         """Nobody else holds any of these locks: no command is under way."""

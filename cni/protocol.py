@@ -67,6 +67,7 @@ class Interface:
     mtu: int = 0
     socket_path: str = ""  # of other plugins, to be passed on
     pci_id: str = ""
+    tap: int = 0  # a key of our own: the number of a macvtap's character device (/dev/tapN)
 
 
 @frozen
@@ -259,6 +260,7 @@ def _parse_interface(entry: Any) -> Interface:
         mtu=int(entry.get("mtu") or 0),
         socket_path=str(entry.get("socketPath") or ""),
         pci_id=str(entry.get("pciID") or ""),
+        tap=int(entry.get("tap") or 0),
     )
 
 
@@ -318,6 +320,8 @@ def _render_interface(interface: Interface, version: str) -> dict[str, Any]:
     if version == NEWEST:
         passed_on = {"socketPath": interface.socket_path, "pciID": interface.pci_id}
         rendered |= {key: value for key, value in passed_on.items() if value}
+    if interface.tap:
+        rendered["tap"] = interface.tap
     return rendered
 
 

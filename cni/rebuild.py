@@ -13,11 +13,11 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from cni import nftables, shim, survey
+from cni import nftables, shim, survey, vlan
 from cni.attachment import (
     PROTO_BOOT,
     PROTO_SHIMLAN,
-    SHIM_SYSCTLS,
+    SILENT,
     Attachment,
     Key,
     Leasing,
@@ -104,7 +104,8 @@ def _observe(node: Node, lease_dir: str) -> Report:
     known = {ip for sighting in seen for ip in sighting.ips}
     return Report(
         attachments=tuple(
-            _attachment(key, sighting, shims.get(sighting.parent, View()), lease_dir) for key, sighting in named.items()
+            _attachment(node, key, sighting, shims.get(sighting.parent, View()), lease_dir)
+            for key, sighting in named.items()
         ),
         nameless=tuple(each for each in seen if each.key is None or named[each.key] is not each),
         orphans=tuple(
@@ -130,11 +131,13 @@ def _parent_name(node: Node, link: Link) -> str:
     return parent.name if parent else ""
 
 
-def _attachment(key: Key, sighting: Sighting, shim_view: View, lease_dir: str) -> Attachment:
+def _attachment(node: Node, key: Key, sighting: Sighting, shim_view: View, lease_dir: str) -> Attachment:
     # A limit for broadcasts belongs to the parent: whichever child was set up last has decided it for all.
     link = replace(sighting.link, name=key.ifname, index=0, bclim=None)
     asked = (PROTO_BOOT, PROTO_SHIMLAN)
     routes = tuple(route for route in sighting.view.routes if route.protocol in asked)
+    parent = None if sighting.parent_in_pod else node.host.link(sighting.parent)
+    carrier = vlan.observed(node.host, parent) if parent else None
     return Attachment(
         key=key,
         pod="",
@@ -148,6 +151,7 @@ def _attachment(key: Key, sighting: Sighting, shim_view: View, lease_dir: str) -
         parent_in_pod=sighting.parent_in_pod,
         leasing=Leasing(lease_dir, COOLDOWN_SECONDS),
         rebuilt=True,
+        vlan=carrier,
     )
 
 
@@ -156,7 +160,7 @@ def _host_end(ips: tuple[Address, ...], shim_view: View) -> View:
     neighbours = tuple(entry for entry in shim_view.neighbours if entry.ip in ips)
     if not routes and not neighbours:
         return View()
-    return replace(shim_view, routes=routes, neighbours=neighbours, sysctls=SHIM_SYSCTLS)
+    return replace(shim_view, routes=routes, neighbours=neighbours, sysctls=SILENT)
 
 
 def _source_nat(parent_index: int, routes: Iterable[Route]) -> Iterator[SourceNat]:

@@ -34,11 +34,18 @@ def explained(change: Change, error: NetlinkError) -> KernelRefused | ParentUnus
 
 def _refused_link(link: Link, code: int | None) -> str:
     parent = link.parent
+    of_vlan = {
+        errno.EEXIST: f"{parent} has VLAN {link.vlan} already, under another name (`ip -d link show type vlan`): "
+        'set "master" to that, and leave out "vlan"',
+        errno.EOPNOTSUPP: f"{parent} takes no VLANs, or this kernel has none: `modprobe 8021q`",
+    }
+    if link.vlan and code in of_vlan:
+        return of_vlan[code]
     return {
         errno.EBUSY: f"{parent} is used by a bridge, bond, Open vSwitch or ipvlan: use that device as master instead",
         errno.EINVAL: f"{parent} refuses another child: one in mode passthru excludes all others, the shim included",
         errno.ENODEV: f"{parent} is gone: is the NIC still there?",
         errno.EADDRNOTAVAIL: f"{link.mac} is no unicast MAC",
-        errno.EOPNOTSUPP: "this kernel has no macvlan: load it with `modprobe macvlan`",
+        errno.EOPNOTSUPP: f"this kernel has no {link.kind}: load it with `modprobe {link.kind}`",
         errno.EPERM: "creating links needs root (CAP_NET_ADMIN in the host's and the pod's namespace)",
     }.get(code or 0, "")

@@ -19,6 +19,7 @@ from cni.netlink import (
     Message,
     attribute,
     attribute_map,
+    attributes,
     nest,
     text,
     u32,
@@ -53,7 +54,11 @@ IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 FINGERPRINT = (IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS)
 IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 29, 1 << 3
 WITHOUT_STATISTICS = u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)  # half of an answer, and most of the work
+IFLA_XDP, IFLA_XDP_ATTACHED, IFLA_EVENT, IFLA_EVENT_FEATURES = 43, 2, 44, 2
+XDP_ATTACHED_NONE, XDP_ATTACHED_SKB = 0, 2
 IFLA_MACVLAN_MODE, IFLA_MACVLAN_BC_QUEUE_LEN, IFLA_MACVLAN_BC_CUTOFF = 1, 7, 9
+IFLA_MACVLAN_MACADDR_MODE, IFLA_MACVLAN_MACADDR, IFLA_MACVLAN_MACADDR_DATA, MACVLAN_MACADDR_SET = 3, 4, 5, 3
+IFLA_VLAN_ID = 1
 MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8, "source": 16}
 MODE_NAMES = {number: name for name, number in MODES.items()}
 
@@ -125,14 +130,13 @@ def get_nsid(fd: int) -> Message:
 
 def new_link(link: Link, name: str, netns_fd: int | None) -> Message:
     """Create a link, under a name, in the namespace of a descriptor or else in that of the socket."""
-    data = u32(IFLA_MACVLAN_MODE, MODES[link.mode])
-    if link.bcqueuelen is not None:
-        data += u32(IFLA_MACVLAN_BC_QUEUE_LEN, link.bcqueuelen)
-    if link.bclim is not None:
-        data += attribute(IFLA_MACVLAN_BC_CUTOFF, struct.pack("=i", link.bclim))
+    data = attribute(IFLA_VLAN_ID, struct.pack("=H", link.vlan)) if link.vlan else _macvlan(link)
     body = LINK_HEADER.pack(AF_UNSPEC, 0, 0, 0, 0)
-    body += text(IFLA_IFNAME, name) + u32(IFLA_LINK, link.parent_index) + u32(IFLA_MTU, link.mtu)
-    body += attribute(IFLA_ADDRESS, bytes.fromhex(link.mac.replace(":", "")))
+    body += text(IFLA_IFNAME, name) + u32(IFLA_LINK, link.parent_index)
+    if link.mtu:
+        body += u32(IFLA_MTU, link.mtu)
+    if link.mac:
+        body += attribute(IFLA_ADDRESS, _packed(link.mac))
     if link.tx_queues:
         body += u32(IFLA_NUM_TX_QUEUES, link.tx_queues)
     if netns_fd is not None:
@@ -140,6 +144,21 @@ def new_link(link: Link, name: str, netns_fd: int | None) -> Message:
     body += nest(IFLA_LINKINFO, text(IFLA_INFO_KIND, link.kind), nest(IFLA_INFO_DATA, data))
     # Without EXCL a link that has the name already is changed instead, and nobody notices.
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def _macvlan(link: Link) -> bytes:
+    data = u32(IFLA_MACVLAN_MODE, MODES[link.mode])
+    if link.bcqueuelen is not None:
+        data += u32(IFLA_MACVLAN_BC_QUEUE_LEN, link.bcqueuelen)
+    if link.bclim is not None:
+        data += attribute(IFLA_MACVLAN_BC_CUTOFF, struct.pack("=i", link.bclim))
+    return data + (_sources(link) if link.source_macs else b"")
+
+
+def _sources(link: Link) -> bytes:
+    """The MACs that a link of mode source listens to, in place of those that it has."""
+    macs = (attribute(IFLA_MACVLAN_MACADDR, _packed(mac)) for mac in link.source_macs)
+    return u32(IFLA_MACVLAN_MACADDR_MODE, MACVLAN_MACADDR_SET) + nest(IFLA_MACVLAN_MACADDR_DATA, *macs)
 
 
 def rename_link(index: int, name: str) -> Message:
@@ -174,8 +193,11 @@ def encode(change: Change, index: int) -> Message:
         case SetLink(_, "mtu", value):
             return Message(RTM_SETLINK, 0, LINK_HEADER.pack(AF_UNSPEC, 0, index, 0, 0) + u32(IFLA_MTU, int(value)))
         case SetLink(_, "address", value):
-            address = attribute(IFLA_ADDRESS, bytes.fromhex(value.replace(":", "")))
+            address = attribute(IFLA_ADDRESS, _packed(value))
             return Message(RTM_SETLINK, 0, LINK_HEADER.pack(AF_UNSPEC, 0, index, 0, 0) + address)
+        case SetLink(link, "macaddr"):
+            info = nest(IFLA_LINKINFO, text(IFLA_INFO_KIND, link.kind), nest(IFLA_INFO_DATA, _sources(link)))
+            return Message(RTM_NEWLINK, 0, LINK_HEADER.pack(AF_UNSPEC, 0, index, 0, 0) + info)
         case SetUp(link):
             # Without multicast nothing joins a group through a silent link, and no membership is reported.
             flags = IFF_UP | (IFF_MULTICAST if link.arp else IFF_NOARP)
@@ -236,7 +258,11 @@ def _route_message(kind: int, flags: int, route: Route, index: int) -> Message:
 def _neighbour_message(kind: int, flags: int, neighbour: Neighbour, index: int) -> Message:
     header = NEIGHBOUR_HEADER.pack(FAMILY[neighbour.ip.version], index, NUD_PERMANENT, 0, 0)
     body = header + attribute(NDA_DST, neighbour.ip.packed)
-    return Message(kind, flags, body + attribute(NDA_LLADDR, bytes.fromhex(neighbour.mac.replace(":", ""))))
+    return Message(kind, flags, body + attribute(NDA_LLADDR, _packed(neighbour.mac)))
+
+
+def _packed(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
 
 
 # --- answers -----------------------------------------------------------------------------------------------------
@@ -248,7 +274,8 @@ def parse_link(body: bytes) -> Link:
     attributes = attribute_map(body, LINK_HEADER.size)
     info = attribute_map(attributes.get(IFLA_LINKINFO, b""))
     kind = _string(info.get(IFLA_INFO_KIND))
-    data = attribute_map(info.get(IFLA_INFO_DATA, b"")) if kind in ("macvlan", "macvtap") else {}
+    own = info.get(IFLA_INFO_DATA, b"")
+    data = attribute_map(own) if kind in ("macvlan", "macvtap") else {}
     limit = data.get(IFLA_MACVLAN_BC_CUTOFF)
     return Link(
         name=_string(attributes.get(IFLA_IFNAME)),
@@ -263,6 +290,8 @@ def parse_link(body: bytes) -> Link:
         bcqueuelen=_u32(data.get(IFLA_MACVLAN_BC_QUEUE_LEN)) if IFLA_MACVLAN_BC_QUEUE_LEN in data else None,
         bclim=struct.unpack("=i", limit)[0] if limit else None,
         index=index,
+        source_macs=_macs(data.get(IFLA_MACVLAN_MACADDR_DATA)),
+        vlan=struct.unpack("=H", attribute_map(own)[IFLA_VLAN_ID])[0] if kind == "vlan" else 0,
     )
 
 
@@ -296,6 +325,12 @@ def parse_parent(body: bytes) -> tuple[Parent, int]:
         loopback=bool(flags & IFF_LOOPBACK),
     )
     return parent, _u32(attributes.get(IFLA_MASTER))
+
+
+def parse_native_xdp(body: bytes) -> bool:
+    """Whether an XDP program runs in the driver of a link, or in its hardware."""
+    xdp = attribute_map(attribute_map(body, LINK_HEADER.size).get(IFLA_XDP, b""))
+    return xdp.get(IFLA_XDP_ATTACHED, b"\0")[0] not in (XDP_ATTACHED_NONE, XDP_ATTACHED_SKB)
 
 
 def parse_address(body: bytes) -> tuple[int, InterfaceAddress, bool]:
@@ -390,6 +425,10 @@ def _u32(value: bytes | None) -> int:
 
 def _ip(value: bytes | None) -> Address | None:
     return unpacked(value) if value else None
+
+
+def _macs(value: bytes | None) -> tuple[str, ...]:
+    return tuple(sorted(_mac(mac) for _, mac in attributes(value or b"")))
 
 
 def _mac(value: bytes | None) -> str:

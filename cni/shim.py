@@ -27,15 +27,23 @@ def attach(node: Node, attachment: Attachment) -> None:
     """Make the host's end of a recorded attachment: the shim if it is missing, the pod's entries, the source NAT."""
     if attachment.host.link is None:
         return
-    with node.locks.shim(attachment.parent_index):
-        standing = _standing(node, attachment.host)
-        if not standing:
-            _make(node, attachment.host)
-    if not standing:
-        _restore(node, attachment)
+    standing = ensure(node, attachment)
     _apply_entries(node, attachment.host, standing)
     if attachment.source_nat:
         sync_source_nat(node)
+
+
+def ensure(node: Node, attachment: Attachment) -> Link | None:
+    """Make the shim of a recorded attachment if it is missing; the shim if it stood already."""
+    if attachment.host.link is None:
+        return None
+    with node.locks.shim(attachment.parent_index):
+        standing = _standing(node, attachment.host)
+        if not standing:
+            make_anew(node, attachment.host)
+    if not standing:
+        _restore(node, attachment)
+    return standing
 
 
 def detach(node: Node, attachment: Attachment) -> None:
@@ -164,7 +172,8 @@ def _standing(node: Node, wanted: View) -> Link | None:
     return present
 
 
-def _make(node: Node, wanted: View) -> None:
+def make_anew(node: Node, wanted: View) -> None:
+    """Make a shim, in place of one that stands already; its lock is held."""
     assert wanted.link is not None
     link, present = wanted.link, node.host.link(wanted.link.name)
     if present and not is_shim(present) and not _is_half_made(present, link):

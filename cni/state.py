@@ -205,6 +205,7 @@ class Nics:
     def note_fixed(self, index: int, name: str) -> None:
         """A parent will never forward in hardware."""
         self._put(index, name, switchable=False, was_on=False)
+        self._fixed.add((index, name))
 
     def note_switchable(self, index: int, name: str, was_on: bool) -> None:
         """A parent is about to be asked, or did it before; what is known from the first time stays."""

@@ -11,7 +11,7 @@ import os
 import re
 from contextlib import suppress
 
-from cni import netns
+from cni import netns, offload
 from cni.attachment import PROTO_SHIMLAN, Key, View
 from cni.errors import CniError
 from cni.frozen import frozen
@@ -149,10 +149,11 @@ def living_addresses(node: Node, seen: Iterable[Sighting]) -> set[Address]:
 
     A macvlan that is up has its parent receive for its MAC, whatever namespace it is in.
     """
-    entries = list(host_entries(node))
-    macs = {index: node.host.received_macs(index) for index in {link.parent_index for link, _, _ in entries}}
-    behind = {ip for link, ip, mac in entries if mac in macs[link.parent_index]}
-    return behind | {ip for sighting in seen for ip in sighting.ips}
+    alive = {ip for sighting in seen for ip in sighting.ips}
+    others = [(link.parent_index, ip, mac) for link, ip, mac in host_entries(node) if mac and ip not in alive]
+    macs = {index: node.host.received_macs(index) for index, _, _ in others}
+    behind = {ip for index, ip, mac in others if mac in macs[index] or offload.has_child(node, index, mac)}
+    return behind | alive
 
 
 def namespaces() -> dict[str, str]:

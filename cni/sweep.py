@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from functools import partial
 
-from cni import delegate, nftables, shim, survey, teardown
+from cni import delegate, nftables, offload, shim, survey, teardown, vlan
 from cni.attachment import PROTO_SHIMLAN, Key
 from cni.errors import CniError, KernelRefused
 from cni.frozen import frozen
@@ -103,6 +103,7 @@ def sweep(node: Node, dry_run: bool = False, grace: Grace | None = None) -> Outc
     broom.leases()
     broom.recovered_leases()
     broom.shims()
+    broom.vlans()
     broom.source_nat()
     return Outcome(tuple(broom.cleared), tuple(broom.left), tuple(broom.errors))
 
@@ -226,6 +227,24 @@ class _Broom:
                 finding = Finding(f"{link.name}: no attachment uses it", (f"ip link del {link.name}",))
                 self._clear(finding, partial(shim.remove_unused, self._node, link, link.parent_index))
 
+    def vlans(self) -> None:
+        """VLAN devices of ours without pods."""
+        needed = {attachment.vlan.name for attachment in self._remaining() if attachment.vlan}
+        for link in self._node.host.links():
+            if not vlan.is_ours(link) or link.name in needed:
+                continue
+            if children := vlan.children(self._node, link) - self._shim_macs(link):
+                self.left.append(f"{link.name}: not used by any attachment here, but it carries {', '.join(children)}")
+                continue
+            finding = Finding(f"{link.name}: no attachment uses it", (f"ip link del {link.name}",))
+            self._clear(finding, partial(vlan.remove_unused, self._node, link.name))
+
+    def _shim_macs(self, parent: Link) -> set[str]:
+        """Those of shims on a link: in a dry run they are still there."""
+        return {
+            link.mac for link in self._node.host.links() if shim.is_shim(link) and link.parent_index == parent.index
+        }
+
     def source_nat(self) -> None:
         """The nftables table, when it holds anything else than what the attachments need."""
         rules = [rule for attachment in reversed(list(self._remaining())) for rule in attachment.source_nat]
@@ -253,7 +272,7 @@ class _Broom:
                 return True
             time.sleep(LINGER_PAUSE)
             self._patience -= LINGER_PAUSE
-        return False
+        return offload.has_child(self._node, parent_index, mac)
 
     def _locked(self, key: Key, judge: Callable[[], None]) -> None:
         """Judge an attachment on which no command works meanwhile; whoever can look again later does not wait."""

@@ -17,9 +17,10 @@ from cni.protocol import Call
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
     from ipaddress import IPv4Address, IPv6Address
 
-    from cni.attachment import Attachment, Delegation, Key
+    from cni.attachment import Attachment, Delegation, Key, Link
     from cni.config import NetConf
     from cni.log import Log
     from cni.node import Node
@@ -35,7 +36,8 @@ def take_back(node: Node, attachment: Attachment) -> None:
         raise errors[0]
     if attachment.delegate:
         _release_delegated(node, attachment, attachment.delegate)
-    with shim.retired(node, attachment):
+    with _vlan_locked(node, attachment), shim.retired(node, attachment):
+        _retire_vlan(node, attachment)
         _forget(node, attachment)
 
 
@@ -62,7 +64,7 @@ def take_back_unknown(node: Node, key: Key, conf: NetConf, call: Call, ips: Iter
     found = set(ips)
     with node.pod_if_there(call.netns, call.own_netns) as pod:
         link = pod.namespace.link(key.ifname) if pod else None
-        if pod and link and link.kind == "macvlan" and link.alias in ("", key.alias):
+        if pod and link and _may_be_ours(link, key):
             found |= {address.ip for _, address in pod.namespace.addresses(link.index)}
             pod.namespace.delete_link(link.index)
     if conf.ipam:
@@ -72,6 +74,13 @@ def take_back_unknown(node: Node, key: Key, conf: NetConf, call: Call, ips: Iter
     shim.forget(node, found)
     if conf.delegate:
         delegate.delete(delegate.delegation(conf.delegate, conf.raw, call), call)
+
+
+def _may_be_ours(link: Link, key: Key) -> bool:
+    """Whether a link of the right name is this attachment's, or one that the reference plugin made."""
+    return link.kind in ("macvlan", "macvtap") and (
+        link.alias == key.alias or (link.kind, link.alias) == ("macvlan", "")
+    )
 
 
 def _remove_link(node: Node, attachment: Attachment) -> None:
@@ -102,6 +111,17 @@ def _forget(node: Node, attachment: Attachment) -> None:
         if leasing:
             leases = node.leases(leasing.data_dir)
             leases.release(key.network, key.container_id, key.ifname, leasing.cooldown_seconds)
+
+
+def _vlan_locked(node: Node, attachment: Attachment) -> AbstractContextManager[None]:
+    return node.locks.vlan(attachment.vlan.name) if attachment.vlan else nullcontext()
+
+
+def _retire_vlan(node: Node, attachment: Attachment) -> None:
+    if attachment.vlan:
+        from cni import vlan
+
+        vlan.retire(node, attachment)
 
 
 def quietly(log: Log, step: Callable[[], object]) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from cni.attachment import PROTO_BOOT, PROTO_SHIMLAN, SCOPE_LINK, SHIM_ALIAS
 from cni.frozen import frozen
-from cni.netlink import ATTRIBUTE, NLM_F_REPLACE, attribute_map
+from cni.netlink import ATTRIBUTE, NLM_F_REPLACE, attribute_map, u32
 from cni.rtnetlink import (
     ADDRESS_HEADER,
     AF_INET,
@@ -25,6 +25,8 @@ from cni.rtnetlink import (
     IFF_NOARP,
     IFF_UP,
     IFLA_ADDRESS,
+    IFLA_EVENT,
+    IFLA_EVENT_FEATURES,
     IFLA_IFALIAS,
     IFLA_IFNAME,
     IFLA_MASTER,
@@ -109,6 +111,7 @@ class Traits(NamedTuple):
     alias: bytes
 
 
+OF_FEATURES = u32(IFLA_EVENT, IFLA_EVENT_FEATURES)  # an attribute by which the kernel says why it tells of a link
 NOTHING = Traits(0, b"", b"", b"", b"", b"")
 NOT_SEEN = b"\xff"  # no message begins like that
 
@@ -163,6 +166,8 @@ class Picture:
             return ""
         head, traits = _traits(body)
         self._links[origin][index] = head, traits
+        if origin == HOST and OF_FEATURES in head:  # offload, perhaps
+            return f"features of link {_text(traits.name)} changed"
         if traits == before or (origin != HOST and not (_is_child(before) or _is_child(traits))):
             return ""
         differences = (field for field, old, new in zip(Traits._fields, before, traits, strict=True) if old != new)

@@ -18,7 +18,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cni import __version__
@@ -167,23 +167,23 @@ class _Looking(Collector):
         self._readings = readings
         self._log = log
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         for name, text, reading in NUMBERS:
             yield GaugeMetricFamily(name, text, value=getattr(self._readings, reading)())
-        for family in (self._attachments, self._pools):
+        for families in (self._attachments, self._pools, self._nics):
             try:
-                yield family()
+                yield from families()
             except CniError as error:
                 if self._log.once_per(SILENCE_SECONDS, "metrics"):
                     self._log.warning(f"metrics are incomplete: {error.msg}")
 
-    def _attachments(self) -> GaugeMetricFamily:
+    def _attachments(self) -> Iterator[Metric]:
         family = GaugeMetricFamily("shimlan_attachments", "Attachments recorded.", labels=("network",))
         for network, count in self._readings.attachments().items():
             family.add_metric((network,), count)
-        return family
+        yield family
 
-    def _pools(self) -> GaugeMetricFamily:
+    def _pools(self) -> Iterator[Metric]:
         family = GaugeMetricFamily(
             "shimlan_pool_addresses",
             "Addresses of a range: all (size), and those held, cooling down and in conflict.",
@@ -192,4 +192,25 @@ class _Looking(Collector):
         for use in self._readings.pools():
             for state in ("size", "held", "cooling", "conflict"):
                 family.add_metric((use.network, f"{use.start}-{use.end}", state), getattr(use, state))
-        return family
+        yield family
+
+    def _nics(self) -> Iterator[Metric]:
+        children = GaugeMetricFamily(
+            "shimlan_offload_children",
+            "Children of a NIC that can forward in hardware, by who forwards for them: hardware or software.",
+            labels=("parent", "by"),
+        )
+        active = GaugeMetricFamily(
+            "shimlan_offload_active", "Whether such a NIC has the feature on.", labels=("parent",)
+        )
+        refused = CounterMetricFamily(
+            "shimlan_offload_refused",
+            "Children that came up in software although the feature was on: all slots were taken, as a rule.",
+            labels=("parent",),
+        )
+        for use in self._readings.nics():
+            children.add_metric((use.parent, "hardware"), use.hardware)
+            children.add_metric((use.parent, "software"), use.software)
+            active.add_metric((use.parent,), use.active)
+            refused.add_metric((use.parent,), use.refused)
+        yield from (children, active, refused)

@@ -10,7 +10,20 @@ from collections.abc import Collection, Iterable, Sequence, Set
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
 
-from cni.attachment import Attachment, Facts, InterfaceAddress, Link, Neighbour, Parent, Reach, Route, View, shim_name
+from cni import vlan
+from cni.attachment import (
+    Attachment,
+    Facts,
+    InterfaceAddress,
+    Link,
+    Neighbour,
+    Parent,
+    Reach,
+    Route,
+    View,
+    Vlan,
+    shim_name,
+)
 from cni.kernel import Namespace
 from cni.shim import is_shim
 
@@ -25,7 +38,7 @@ class HostFacts:
         self.namespace = namespace
         self._recorded = recorded
         self._parents: dict[tuple[int, str], Parent | None] = {}
-        self._facts: dict[tuple[int, Reach | None, frozenset[int]], Facts] = {}
+        self._facts: dict[tuple[int, Reach | None, frozenset[int], Vlan | None], Facts | None] = {}
         self._shims: dict[str, ShimSide] = {}
         self._received: dict[int, set[str]] = {}
 
@@ -35,14 +48,21 @@ class HostFacts:
         if parent is None:
             return None
         families = frozenset(ip.version for ip in attachment.ips)
-        key = parent.index, attachment.reach, families
+        key = parent.index, attachment.reach, families, attachment.vlan
         if key not in self._facts:
-            self._facts[key] = Facts(
-                parent,
-                host_addresses=self._reached(attachment.reach, parent, families),
-                shim_mac=self._shim_mac(parent),
-            )
+            self._facts[key] = self._gathered(attachment, parent, families)
         return self._facts[key]
+
+    def _gathered(self, attachment: Attachment, parent: Parent, families: frozenset[int]) -> Facts | None:
+        device = vlan.today(self.namespace, attachment.vlan, parent) if attachment.vlan else None
+        if attachment.vlan and device is None:  # a link that is not in the VLAN has the name by now
+            return None
+        return Facts(
+            parent,
+            host_addresses=self._reached(attachment.reach, parent, families),
+            shim_mac=self._shim_mac(parent),
+            vlan=device,
+        )
 
     def parent(self, attachment: Attachment) -> Parent | None:
         """The link that carries an attachment: it may have another name by now, or another index."""

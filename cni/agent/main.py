@@ -9,27 +9,33 @@ import signal
 import sys
 import threading
 from collections import defaultdict
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING
 
-from cni import __version__, netns
-from cni.agent import server, systemd
+from cni import __version__, netns, offload
+from cni.agent import systemd
 from cni.agent.journal import Journal
 from cni.agent.keeper import Decoded, Keeper
+from cni.agent.listener import Listener, adopt, listen
 from cni.agent.mending import KINDS
 from cni.agent.metrics import Metrics, Readings
-from cni.agent.server import Listener, Server
+from cni.agent.server import FAILED, Server
 from cni.agent.service import Service
+from cni.agent.waiting import REASONS
 from cni.database import Database, boot_id
 from cni.errors import IOFailure
 from cni.frozen import compile_constructors
-from cni.state import Records
+from cni.kernel import Namespace
+from cni.state import Nics, Records
 from ipam.store import LeaseStore
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import TextIO
 
     from cni.agent.settings import Settings
+    from cni.offload import Use
+    from cni.state import Nic
 
 KEEPER_SECONDS = 10.0  # for the pass under way at the end
 # Objects between two collections of garbage. A request makes some thousand, and hardly any of them in circles.
@@ -106,7 +112,7 @@ class Agent:
             return Metrics()
         from cni.agent.exporter import Exporter  # 10 MB, only for those who ask
 
-        return Exporter(journal, [*server.REASONS.values(), server.FAILED], KINDS)
+        return Exporter(journal, [*REASONS.values(), FAILED], KINDS)
 
     def _serve_metrics(self, metrics: Metrics, journal: Journal) -> None:
         """Metrics and health by HTTP, if the settings want it. Raises IOFailure."""
@@ -128,7 +134,7 @@ class Agent:
     def _readings(self) -> Readings:
         database = Database(self._settings.state_dir)
         records, leases = Records(database, boot_id()), LeaseStore(database, boot_id())
-
+        nics = Nics(database, boot_id())
         return Readings(
             workers=lambda: self._server.workers,
             requests_in_flight=lambda: self._server.in_flight,
@@ -136,6 +142,7 @@ class Agent:
             repairs_backed_off=lambda: self._keeper.backed_off,
             attachments=records.counts,
             pools=leases.ranges,
+            nics=lambda: _nic_use(nics.switchable(), records),
         )
 
     def _is_healthy(self) -> tuple[bool, str]:
@@ -151,6 +158,14 @@ class Agent:
         return self._is_healthy()
 
 
+def _nic_use(nics: Sequence[Nic], records: Records) -> tuple[Use, ...]:
+    """How NICs that can forward in hardware are used; most hosts have none."""
+    if not nics:
+        return ()
+    with closing(Namespace()) as host:
+        return tuple(offload.usage(host, nics, records.all()))
+
+
 def _nowhere() -> TextIO:
     """Where the log goes if stderr was closed at the start."""
     return open(os.open(os.devnull, os.O_WRONLY), "w")
@@ -161,7 +176,7 @@ def _listener(settings: Settings) -> Listener:
         passed = systemd.listen_fds(os.environ)
     except OSError as error:
         raise IOFailure(str(error.strerror)) from error
-    return server.adopt(passed[0]) if passed else server.listen(settings.socket, settings.take_over)
+    return adopt(passed[0]) if passed else listen(settings.socket, settings.take_over)
 
 
 def _tell_systemd(state: str, journal: Journal) -> None:

@@ -17,6 +17,7 @@ from cni.attachment import (
     Link,
     Route,
     View,
+    limited,
 )
 from cni.diff import (
     AddAddress,
@@ -40,7 +41,7 @@ Step = Change | Removal
 
 PROTO_KERNEL = 2  # RTPROT_KERNEL: of the routes that the kernel makes for addresses
 CONNECTED_METRIC_6 = 256  # IP6_RT_PRIO_ADDRCONF, include/uapi/linux/ipv6_route.h
-SETTABLE = ("address", "mtu", "arp", "alias")  # while a link exists
+SETTABLE = ("address", "mtu", "arp", "alias", "macaddr")  # while a link exists
 
 
 @frozen
@@ -56,11 +57,11 @@ class Mending:
 
 def pod_steps(wanted: View, observed: View, parent_mtu: int) -> tuple[Step, ...]:
     """All that differs at the pod's end. A link that was renamed in the pod is mended under the name that it has."""
+    wanted = limited(wanted, parent_mtu)
     assert wanted.link is not None
-    link = replace(wanted.link, mtu=min(wanted.link.mtu, parent_mtu))
     if observed.link is None:
-        return diff(replace(wanted, link=link), observed)
-    here = replace(wanted, link=replace(link, name=observed.link.name))
+        return diff(wanted, observed)
+    here = replace(wanted, link=replace(wanted.link, name=observed.link.name))
     complete = replace(here, routes=(*_lost_connected(here, observed), *here.routes))
     return *_alias(here.link, observed.link), *diff(complete, observed), *surplus(here, observed)
 
@@ -188,7 +189,7 @@ def subject(step: Step) -> str:
     return str(step)
 
 
-KINDS = ("link", "address", "route", "neighbour", "source NAT")
+KINDS = ("link", "address", "route", "neighbour", "nat", "offload")
 
 
 def kind(step: Step) -> str:

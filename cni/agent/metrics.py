@@ -14,12 +14,13 @@ from cni.frozen import frozen
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from cni.offload import Use
     from ipam.ledger import RangeUse
 
 
 @frozen
 class Readings:
-    """What is looked up when somebody asks, on his thread. Only the last two may raise a CniError."""
+    """What is looked up when somebody asks, on his thread. Only the last three may raise a CniError."""
 
     workers: Callable[[], int]  # threads that serve requests, idle ones included
     requests_in_flight: Callable[[], int]
@@ -27,6 +28,7 @@ class Readings:
     repairs_backed_off: Callable[[], int]  # things that are left broken for a while, having been repaired in vain
     attachments: Callable[[], Mapping[str, int]]  # how many are recorded, by network
     pools: Callable[[], Iterable[RangeUse]]
+    nics: Callable[[], Iterable[Use]]  # those that can forward in hardware
 
 
 class Metrics:

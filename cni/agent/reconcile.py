@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from cni import shim, survey
+from cni import offload, shim, survey
 from cni.agent.backoff import Backoff
 from cni.agent.events import Dirty
 from cni.agent.facts import HostFacts
@@ -125,6 +125,8 @@ class Reconciler:
         self._mend([task for task in tasks if task not in stuck], repairer, found)
         if (dirty.everything or dirty.host or changing) and any(task.wanted.source_nat for task in tasks):
             self._translate_sources(self._recorded(found) if changing else recorded, repairer, found)
+        if dirty.everything or dirty.host:
+            self._forward_in_hardware(recorded, repairer, found)
         self._clear_stale(recorded, found)
 
     # --- what is wanted ----------------------------------------------------------------------------------------
@@ -221,6 +223,17 @@ class Reconciler:
         except KernelRefused as error:  # by a kernel without nftables, say
             found.host_unfinished = True
             found.errors[f"source NAT for shim.routes: {error}"] = None
+
+    def _forward_in_hardware(self, recorded: Sequence[Attachment], repairer: Repairer, found: Findings) -> None:
+        """The feature of NICs that shimlan has switched on, as long as they carry something."""
+        for nic in self._node.nics.switchable():
+            link = self._node.host.link_at(nic.index)
+            if link and any(offload.is_child(each, nic.index) for each in recorded):
+                try:
+                    repairer.forward_in_hardware(nic, link.name)
+                except KernelRefused as error:
+                    found.host_unfinished = True
+                    found.errors[str(error)] = None
 
     # --- what is stale -----------------------------------------------------------------------------------------
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from cni import nftables, shim
+from cni import nftables, offload, shim, vlan
 from cni.agent import mending
 from cni.agent.backoff import Backoff
 from cni.agent.facts import HostFacts, ShimSide, find_parent
 from cni.agent.findings import ON_HOST, Findings, Repair
 from cni.agent.mending import Mending, Step
-from cni.attachment import Attachment, Facts, Key, Link, Parent, Route, SourceNat, View, replan
+from cni.attachment import Attachment, Facts, Key, Link, Parent, Route, SourceNat, View, Vlan, replan, vlan_view
 from cni.diff import SetLink, SetRoute, SetSysctl
 from cni.errors import CniError, KernelRefused
+from cni.frozen import replace
 from cni.kernel import Namespace
 from cni.log import Log
 from cni.node import Node, Pod
+from cni.state import Nic
 
 SOURCE_NAT = "rewrite table inet shimlan"
 
@@ -222,21 +224,66 @@ class Repairer:
                 side.look_again()
         return True
 
+    def mend_vlan(self, attachment: Attachment) -> None:
+        """Make the VLAN device below an attachment anew, or right, if it is ours."""
+        device = attachment.vlan
+        assert device is not None
+        work = self._vlan_mending(device, self._node.host.link(device.name))
+        self._found.wait(attachment.key, *work.waiting)
+        if not work.steps or self._is_backed_off(attachment.key, ON_HOST, work.steps):
+            return
+        with self._node.locks.vlan(device.name):
+            present = self._node.host.link(device.name)
+            work = self._vlan_mending(device, present)
+            # Its last user may have removed it meanwhile.
+            if work.steps and self._node.records.in_vlan(device.name):
+                self._take(ON_HOST, work.steps, self._node.host, present, self._node.host)
+
+    def _vlan_mending(self, device: Vlan, present: Link | None) -> Mending:
+        """What to do about a VLAN device; what others have put in its place is theirs."""
+        if present and not vlan.is_ours(present):
+            return Mending()
+        link = self._node.host.link_at(present.parent_index) if present else None
+        master = self._node.host.parent(link.name if link else device.master)
+        if master is None or not master.up:
+            return Mending(waiting=(f"{device.master} is {'down' if master else 'not there'}",))
+        mtu = min(device.mtu, vlan.mtu_on(master))
+        wanted = replace(device, master=master.name, master_index=master.index, mtu=mtu)
+        return Mending(mending.shim_steps(vlan_view(wanted), present))
+
     def translate_sources(self, rules: Sequence[SourceNat]) -> None:
         """Have the table of the source NAT hold these rules, which are all that is recorded. Raises KernelRefused."""
         with nftables.connect() as socket:
             # What commands have recorded meanwhile counts as well.
             if nftables.in_place(socket, rules) or shim.source_nat_in_place(self._node):
                 return
-        subject = f"{ON_HOST}: {SOURCE_NAT}"
+        self._repair_host("nat", SOURCE_NAT, lambda: shim.sync_source_nat(self._node))
+
+    def forward_in_hardware(self, nic: Nic, name: str) -> None:
+        """Have a NIC, called so by now, forward in hardware again if something has switched that off.
+
+        Children that have lost their slot get none before they come up anew. Raises KernelRefused.
+        """
+        feature = offload.feature_of(nic.index)
+        if feature.active:
+            return
+        if obstacle := offload.obstacle_in(feature, self._node.host.runs_xdp(nic.index)):
+            self._found.waiting[f"{name} does not forward in hardware any more: {obstacle}"] = None
+            return
+        how = offload.command(name, on=True)
+        self._repair_host("offload", how, lambda: offload.switch_on(name, nic.index))
+
+    def _repair_host(self, kind: str, how: str, action: Callable[[], object]) -> None:
+        """Repair something of the host that is no entry of an attachment, if it need not wait."""
+        subject = f"{ON_HOST}: {how}"
         if wait := self._backoff.wait(subject, self._now):
             self._found.backed_off[subject] = wait
             self._found.host_unfinished = True
             return
         fights = [subject] if self._backoff.note(subject, self._now) else []
-        shim.sync_source_nat(self._node)
+        action()
         self._found.fights += fights
-        self._found.repairs.append(Repair("nat", ON_HOST, SOURCE_NAT))
+        self._found.repairs.append(Repair(kind, ON_HOST, how))
 
     # --- both --------------------------------------------------------------------------------------------------
 

@@ -18,13 +18,17 @@ COMMANDS = {
     "agent": "serve the client, and keep the host as it is wanted",
     "demo": "show what shimlan does, on a LAN made of namespaces",
     "status": "attachments, shims and pools, and what is wrong with them",
+    "doctor": "whether this host can carry pods on this network, and if not, what to do",
     "pool": "usage of the pools, leases, releasing one",
     "validate": "check a conf or conflist",
     "gc": "clear what is stale; a look before is --dry-run",
+    "install": "put the plugin and its network into a runtime's directories",
+    "uninstall": "take them away, when no pod needs them any more",
 }
 EXAMPLES = """examples:
   shimlanctl demo
   shimlanctl validate /etc/cni/net.d/10-lan.conflist
+  shimlanctl doctor
   shimlanctl status
   shimlanctl gc --dry-run
   shimlanctl pool leases --network lan -o json

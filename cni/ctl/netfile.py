@@ -71,6 +71,14 @@ def warnings(document: object) -> list[Problem]:
     return found
 
 
+def uses_us(document: object) -> bool:
+    """Whether a decoded conf or conflist has a plugin of ours."""
+    if not isinstance(document, dict):
+        return False
+    plugins = [plugin for _, plugin in _plugins(document)] or [document]
+    return any(plugin.get("type") == PLUGIN or _uses_our_ipam(plugin) for plugin in plugins)
+
+
 def _orphans(plugin: dict[str, Any]) -> list[str]:
     """Keys of ipam's short form that are there without the one that they need."""
     if not _uses_our_ipam(plugin) or plugin["ipam"].get("subnet") is not None:

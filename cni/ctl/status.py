@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cni import commands, survey
+from cni import commands, offload, survey
 from cni.ctl import tables
 from cni.ctl.store import add_output, add_state_dir, nothing_in, open_existing
 from cni.errors import CniError
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
     from cni.attachment import Attachment, Link
     from cni.node import Node
+    from cni.state import Nic
     from ipam.ledger import RangeUse
 
 Row = dict[str, Any]
 
 OK = "ok"
+HARDWARE, SOFTWARE = "hardware", "software"
 SHIM_NAME = re.compile(r"shim\d+")
 FULL = "no address left"
 DIFFERS = "differs: "
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the listing; 0 also when something in it is wrong."""
     node = open_existing(args.state_dir)
-    listing = observe(node) if node else {"attachments": [], "shims": [], "pools": []}
+    listing = observe(node) if node else {"attachments": [], "shims": [], "nics": [], "pools": []}
     if args.output == "json":
         print(json.dumps(listing, indent=2))
     else:
@@ -61,18 +63,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def observe(node: Node) -> dict[str, list[Row]]:
-    """The listing: attachments, shims, pools."""
+    """The listing: attachments, shims, NICs that can forward in hardware, pools."""
     recorded = node.records.all()
-    attachments = [_attachment(attachment, _state(node, attachment)) for attachment in recorded]
+    nics = node.nics.switchable()
+    forwarded = offload.children(node.host, nics, recorded)
+    attachments = [
+        _attachment(each, _state(node, each), _tap(node, each), _forwarded_by(forwarded.get(each.key)))
+        for each in recorded
+    ]
     attachments += [_attachment(old, "stale: of an earlier boot") for old in node.records.of_earlier_boots()]
     return {
         "attachments": sorted(attachments, key=lambda row: (row["network"], row["containerID"], row["ifname"])),
         "shims": list(_shims(node, recorded)),
+        "nics": list(_nics(node, nics, recorded)),
         "pools": [pool(use) for use in node.leases(node.data_dir).ranges()],
     }
 
 
-def _attachment(attachment: Attachment, state: str) -> Row:
+def _attachment(attachment: Attachment, state: str, tap: int = 0, forwarded_by: str = SOFTWARE) -> Row:
     key, link, shim = attachment.key, attachment.sandbox.link, attachment.host.link
     return {
         "network": key.network,
@@ -83,10 +91,30 @@ def _attachment(attachment: Attachment, state: str) -> Row:
         "parent": attachment.parent,
         "mode": link.mode if link else "",
         "mac": link.mac if link else "",
+        "tap": tap,
         "ips": [str(address) for address in attachment.sandbox.addresses],
         "shim": shim.name if shim else "",
+        "forwardedBy": forwarded_by,
         "state": state,
     }
+
+
+def _forwarded_by(in_hardware: bool | None) -> str:
+    """Who forwards for a pod; None where its NIC could not."""
+    return HARDWARE if in_hardware else SOFTWARE
+
+
+def _nics(node: Node, nics: Sequence[Nic], recorded: Sequence[Attachment]) -> Iterator[Row]:
+    """The NICs that can forward in hardware."""
+    for use in offload.usage(node.host, nics, recorded):
+        yield {
+            "name": use.parent,
+            "offload": "on" if use.active else "off",
+            "before": "on" if use.was_on else "off",
+            "hardware": use.hardware,
+            "software": use.software,
+            "refused": use.refused,
+        }
 
 
 def _state(node: Node, attachment: Attachment) -> str:
@@ -101,6 +129,16 @@ def _state(node: Node, attachment: Attachment) -> str:
     except CniError as error:
         return f"unknown: {error.msg}"
     return DIFFERS + "; ".join(found) if found else OK
+
+
+def _tap(node: Node, attachment: Attachment) -> int:
+    """The number of a macvtap's character device (/dev/tapN) as it is now; 0 for no macvtap, or none to be seen."""
+    link = attachment.sandbox.link
+    if link is None or link.kind != "macvtap":
+        return 0
+    with node.pod_if_there(attachment.netns, own_allowed=True, id=attachment.netns_id) as pod:
+        present = pod.namespace.child(link) if pod else None
+    return present.index if present else 0
 
 
 def _shims(node: Node, recorded: Sequence[Attachment]) -> Iterator[Row]:
@@ -163,6 +201,7 @@ def as_text(listing: dict[str, list[Row]]) -> list[str]:
         *(tables.section("WHAT IS WRONG", wrong) if wrong else []),
         *_attachments_text(listing["attachments"]),
         *_shims_text(listing["shims"]),
+        *_nics_text(listing["nics"]),
         *pools_text(listing["pools"]),
     ]
 
@@ -196,12 +235,12 @@ def _attachments_text(rows: Sequence[Row]) -> list[str]:
             _mark(row["state"]),
             row["network"],
             tables.short(row["containerID"]),
-            row["ifname"],
+            f"{row['ifname']} (tap{row['tap']})" if row["tap"] else row["ifname"],
             row["pod"],
             ",".join(row["ips"]),
             row["mac"],
             row["parent"],
-            row["mode"],
+            f"{row['mode']} ({HARDWARE})" if row["forwardedBy"] == HARDWARE else row["mode"],
             row["shim"],
             _beginning(row["state"]),
         )
@@ -219,6 +258,14 @@ def _shims_text(rows: Sequence[Row]) -> list[str]:
         for row in rows
     )
     return tables.section("SHIMS", tables.table(headers, cells))
+
+
+def _nics_text(rows: Sequence[Row]) -> list[str]:
+    """Nothing where no NIC forwards in hardware, as on most hosts."""
+    if not rows:
+        return []
+    headers = ("NAME", "OFFLOAD", "BEFORE", "HARDWARE", "SOFTWARE", "REFUSED")
+    return tables.section("NICS", tables.table(headers, ([row[name.lower()] for name in headers] for row in rows)))
 
 
 def pools_text(rows: Sequence[Row]) -> list[str]:

@@ -59,6 +59,7 @@ EVERYTHING: Json = {
     "args": {"cni": {"ips": ["fd00::77"]}},
     "prevResult": RESULT,
 }
+EVERYTHING["vlan"] = 0  # which needs a kernel with 8021q; one of the bases tries
 EVERYTHING["ipam"] |= {"dataDir": f"{TMP}/data", "resolvConf": f"{TMP}/resolv.conf", "subnet": None}
 BASES: tuple[Json, ...] = (
     SANE,
@@ -67,6 +68,9 @@ BASES: tuple[Json, ...] = (
     {**SANE, "ipam": None},
     {**SANE, "linkInContainer": True},
     {**SANE, "mode": "passthru", "master": None, "shim": False},
+    {**SANE, "mode": "source", "sourceMacs": ["02:00:00:00:00:01", "02:00:00:00:00:02"]},
+    {**SANE, "linkType": "macvtap", "cniVersion": "1.1.0"},
+    {**SANE, "vlan": 100},
     {**SANE, "ipam": {"type": "sound"}},
     {**SANE, "ipam": {"type": "babbling"}},
     {**SANE, "cniVersion": "0.4.0", "cni.dev/valid-attachments": []},
@@ -98,7 +102,9 @@ def words(text: str) -> tuple[str, ...]:
 NUMBERS = (0, 1, -1, 68, 1500, 65536, 2**31, 2**32, 2**63, 2**64, 10**400, -(10**30), 0.0, 1.5, -0.0, 1e308)
 NOT_IN_JSON = (float("inf"), float("-inf"), float("nan"), {"dns": {"x": float("nan")}})
 TEXTS = ("", " ", "x", "\0", "a\0b", "\ud800", "\udc00x", "ünïcödé", "日本", "\u202e", "x" * 15, "x" * 16, "y" * 5000)
-WORDS = words("auto none pod bridge vepa private passthru source macvtap random true 1 0.1.0 0.3.0 0.4.0 1.1.0 9.9.9")
+WORDS = words(
+    "auto none pod bridge vepa private passthru source macvlan macvtap random true 1 0.1.0 0.3.0 0.4.0 1.1.0 9.9.9"
+)
 LINKS = (*words("eth0 lo shim2 nope eth%d all default . .. a/b ../../x a:b"), "a b")
 ADDRESSES = words(
     "192.0.2.10 192.0.2.1 192.0.2.150 192.0.2.150/24 0.0.0.0 255.255.255.255 127.0.0.1 224.0.0.1 169.254.20.10"

@@ -28,9 +28,9 @@ SHIM = {"routes": ["10.96.0.0/12", "fd00:96::/108"]}
 class Site:
     """A host with a victim, and perhaps with pods that live on while the victim's ADDs and DELs are killed."""
 
-    def __init__(self, lab: Lab, neighbours: int) -> None:
+    def __init__(self, lab: Lab, neighbours: int, **changes: Any) -> None:
         self.lab = lab
-        conf = lab.conf(dual=True, shim=SHIM, ipam={"cooldownSeconds": 0})
+        conf = lab.conf(**{"dual": True, "shim": SHIM, "ipam": {"cooldownSeconds": 0}, **changes})
         self.neighbours = [lab.pod(f"neighbour{number}", conf) for number in range(neighbours)]
         self.victim = lab.container("victim", conf)
         self.before = self.inventory()
@@ -178,7 +178,21 @@ def in_process(site: Site, command: str, profile: Step | None = None) -> Callabl
 @pytest.mark.without_agent("the process that a call is gets killed")
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 def test_a_kill_at_each_step_leaves_nothing(site: Site, command: str) -> None:
-    """Every step in the full size, else every third from a random one on."""
+    kill_at_each_step(site, command)
+
+
+@pytest.mark.without_agent("the process that a call is gets killed")
+@pytest.mark.parametrize(
+    "changes",
+    [{"linkType": "macvtap"}, {"mode": "source", "sourceMacs": ["02:00:00:00:00:01"], "shim": None}],
+    ids=["macvtap", "source"],
+)
+def test_a_kill_leaves_nothing_of_other_kinds_of_links(lab: Lab, changes: dict[str, Any]) -> None:
+    kill_at_each_step(Site(lab, 0, **changes), "ADD")
+
+
+def kill_at_each_step(site: Site, command: str) -> None:
+    """Kill a verb at every step in the full size, else at every third from a random one on."""
     stride = size(3, 1)
     step = seeded(f"steps of {command}").randint(1, stride)
     under_way = True

@@ -103,8 +103,10 @@ class TestStatus:
                 "parent": "eth0",
                 "mode": "bridge",
                 "mac": pod.mac,
+                "tap": 0,
                 "ips": [f"{pod.address}/24", f"{pod.address6}/64"],
                 "shim": shim_of(lab),
+                "forwardedBy": "software",
                 "state": "ok",
             }
         ]

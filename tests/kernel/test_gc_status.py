@@ -36,6 +36,15 @@ def test_valid_attachments_are_kept_and_others_taken(lab: Lab, key: str) -> None
     assert lab.host.pings(keep)
 
 
+@pytest.mark.parametrize("changes", [{"linkType": "macvtap"}, {"mode": "source"}], ids=["macvtap", "source"])
+def test_links_of_other_kinds_are_kept_and_taken_as_well(lab: Lab, changes: dict[str, Any]) -> None:
+    keep, lose = (lab.pod(name, lab.conf(**changes)) for name in ("keep", "lose"))
+    collect(lab, valid_attachments=attachments(keep))
+    assert {lease.container_id for lease in held(lab)} == {keep.container_id}
+    assert [link["ifname"] for link in lose.links()] == ["lo"]
+    keep.check()
+
+
 @pytest.mark.parametrize("value", [[], None])
 def test_an_empty_list_and_null_mean_that_nothing_is_valid(lab: Lab, value: object) -> None:
     before, pods = network(lab.host), [lab.pod(conf=lab.conf(dual=True)) for _ in range(2)]

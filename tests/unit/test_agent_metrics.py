@@ -28,8 +28,10 @@ from cni.agent.exporter import CONTENT_TYPE, Exporter
 from cni.agent.journal import Journal
 from cni.agent.metrics import Metrics, Readings
 from cni.agent.settings import Endpoint
+from cni.agent.waiting import REASONS
 from cni.agent.web import Page, Web, health
 from cni.errors import IOFailure, TryAgainLater
+from cni.offload import Use
 from ipam.ledger import RangeUse
 from tests.unit.test_docs import ROOT, tables
 
@@ -45,6 +47,7 @@ READINGS = Readings(
         RangeUse("lan", ip_address("192.0.2.10"), ip_address("192.0.2.19"), size=10, held=5, cooling=2, conflict=1),
         RangeUse("lan", ip_address("2001:db8::1"), ip_address("2001:db8::ff"), size=255, held=5, cooling=0, conflict=0),
     ],
+    nics=lambda: [Use("eth0", active=True, was_on=False, hardware=63, software=2, refused=4)],
 )
 ROW = '{network="lan",range="192.0.2.10-192.0.2.19",state="%s"}'
 
@@ -222,6 +225,10 @@ def test_what_is_looked_up_is_there(exporter: Exporter) -> None:
     assert found["shimlan_repairs_backed_off"] == 1
     assert found['shimlan_attachments{network="lan"}'] == 5
     assert found['shimlan_attachments{network="dmz"}'] == 6
+    assert found['shimlan_offload_children{by="hardware",parent="eth0"}'] == 63
+    assert found['shimlan_offload_children{by="software",parent="eth0"}'] == 2
+    assert found['shimlan_offload_active{parent="eth0"}'] == 1
+    assert found['shimlan_offload_refused_total{parent="eth0"}'] == 4
     pool = {state: found[f"shimlan_pool_addresses{ROW % state}"] for state in ("size", "held", "cooling", "conflict")}
     assert pool == {"size": 10, "held": 5, "cooling": 2, "conflict": 1}
     assert found['shimlan_pool_addresses{network="lan",range="2001:db8::1-2001:db8::ff",state="size"}'] == 255
@@ -272,7 +279,7 @@ def test_the_guide_tells_every_metric(everything: dict[str, Metric]) -> None:
 
 def test_the_guide_tells_why_connections_are_refused() -> None:
     _, table = tables("docs/agent.md", "## Metrics")
-    assert [row[0].strip("`") for row in table] == [*server.REASONS.values(), server.FAILED]
+    assert [row[0].strip("`") for row in table] == [*REASONS.values(), server.FAILED]
 
 
 def test_the_guides_rules_ask_for_what_there_is(everything: dict[str, Metric]) -> None:
@@ -425,12 +432,18 @@ def test_it_closes_at_once_and_can_be_opened_again(log: Journal) -> None:
     Web(Endpoint("127.0.0.1", port), {}, log).close()
 
 
-def test_a_port_that_is_taken_is_told(web: Web, log: Journal) -> None:
-    with pytest.raises(IOFailure) as taken:
-        Web(Endpoint("127.0.0.1", web.port), {}, log)
+def test_a_successor_may_listen_already(web: Web, log: Journal) -> None:
+    Web(Endpoint("127.0.0.1", web.port), {}, log).close()
+
+
+def test_a_port_that_is_taken_is_told(log: Journal) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(IOFailure) as taken:
+            Web(Endpoint("127.0.0.1", port), {}, log)
     assert taken.value.msg == (
-        f"metrics: cannot listen on 127.0.0.1:{web.port}: Address already in use; is another agent running? "
-        "Else choose another port"
+        f"metrics: cannot listen on 127.0.0.1:{port}: Address already in use: another program has this port, "
+        "choose another one"
     )
     with pytest.raises(IOFailure, match=r"cannot listen on \[2001:db8::1\]:9113: Cannot assign requested address"):
         Web(Endpoint("2001:db8::1", 9113), {}, log)

@@ -213,6 +213,22 @@ UNUSABLE: tuple[tuple[dict[str, Any], dict[str, Any], type[CniError], str], ...]
     ({"hardware": 778}, {}, ParentUnusable, "eth0 is no Ethernet device"),
     ({"master": "br0", "master_kind": "bridge"}, {}, ParentUnusable, 'is a port of bridge br0: set "master": "br0"'),
     ({"master": "bond0", "master_kind": "bond"}, {}, ParentUnusable, "is a port of bond bond0"),
+    ({"master": "team0", "master_kind": "team"}, {}, ParentUnusable, 'is a port of team team0: set "master": "team0"$'),
+    (
+        {"master": "ovs-system", "master_kind": "openvswitch"},
+        {},
+        ParentUnusable,
+        "is a port of openvswitch ovs-system: .* internal port of its bridge",
+    ),
+    (
+        {"kind": "vlan", "master": "br0", "master_kind": "bridge"},
+        {"vlan": 7},
+        ParentUnusable,
+        'set "master": "br0" and leave out "vlan"$',
+    ),
+    ({"wireless": True}, {}, ParentUnusable, "eth0 is wireless, where a station has one MAC: use a wired NIC, ipvlan"),
+    ({"wireless": True, "up": False}, {}, ParentUnusable, "eth0 is wireless"),
+    ({"kind": "ipvlan"}, {}, ParentUnusable, "eth0 is an ipvlan, which has one MAC"),
     ({"up": False}, {}, ParentUnusable, "eth0 is down: run `ip link set eth0 up`"),
     ({}, {"mtu": 9000}, InvalidConfig, "mtu: 9000 is above the 1500 of eth0"),
     ({}, {"mode": "passthru", "mac": MAC}, InvalidConfig, "mac: a child in mode passthru always has the MAC of eth0"),
@@ -233,6 +249,7 @@ def test_parents_that_cannot_carry_the_link_are_refused(
         PARENT,
         replace(PARENT, master="vrf0", master_kind="vrf"),
         replace(PARENT, kind="macvlan", lower_index=1),
+        *(replace(PARENT, kind=kind) for kind in ("bridge", "bond", "team", "vlan", "veth", "openvswitch")),
         replace(PARENT, mtu=9000),
     ],
 )
@@ -257,6 +274,13 @@ def test_the_runtime_is_told_of_link_shim_and_addresses() -> None:
     assert (shim.name, shim.mac, shim.sandbox, shim.mtu) == ("shim2", SHIM_MAC, "", 1500)
     assert [ip.interface for ip in result.ips] == [0, 0]
     assert (result.routes, result.dns) == (IPAM.routes, {"domain": "example.org"})
+
+
+def test_the_runtime_is_told_of_the_tap() -> None:
+    tapped = planned(linkType="macvtap")
+    assert tapped.sandbox.link
+    assert tapped.sandbox.link.kind == "macvtap"
+    assert [interface.tap for interface in report(tapped, IPAM, tap=7).interfaces] == [7, 0]
 
 
 def test_the_dns_of_ipam_is_told_when_the_network_has_none() -> None:

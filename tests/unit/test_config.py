@@ -43,6 +43,7 @@ def test_every_key_finds_its_field() -> None:
     parsed = config.parse(FULL, {"K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": "db-0"})
     assert parsed.master == "eth0"
     assert parsed.mode == "bridge"
+    assert (parsed.link_type, parsed.vlan, parsed.source_macs) == ("macvtap", 100, ())
     assert parsed.mtu == 1400
     assert parsed.mac == "02:42:0a:00:00:01"
     assert parsed.mac_policy == "pod"
@@ -85,15 +86,21 @@ def test_every_key_finds_its_field() -> None:
         ({"master": "e\0"}, 'master: "e\\u0000" holds a character that no name can have'),
         ({"master": "\ud800"}, 'master: "\\ud800" holds a character that no name can have'),
         ({"linkInContainer": 1}, "linkInContainer: must be true or false, not 1"),
-        ({"mode": "source"}, 'mode: "source" is not supported by this version'),
-        ({"mode": "hairpin"}, 'mode: must be one of bridge, private, vepa, passthru, not "hairpin"'),
-        ({"mode": {}}, "mode: must be one of bridge, private, vepa, passthru, not an object"),
-        ({"sourceMacs": [MAC]}, f"sourceMacs: {MAC} is not supported by this version"),
+        ({"mode": "hairpin"}, 'mode: must be one of bridge, private, vepa, passthru, source, not "hairpin"'),
+        ({"mode": {}}, "mode: must be one of bridge, private, vepa, passthru, source, not an object"),
+        ({"sourceMacs": [MAC]}, 'sourceMacs: only has a meaning with "mode": "source", not bridge'),
+        ({"mode": "source", "sourceMacs": [MAC, "x"]}, 'sourceMacs[1]: "x" is not a MAC address'),
+        ({"mode": "source", "shim": True}, "shim: a shim only works with mode bridge"),
         ({"sourceMacs": MAC}, f'sourceMacs: must be a list, not "{MAC}"'),
-        ({"linkType": "macvtap"}, 'linkType: "macvtap" is not supported by this version'),
-        ({"vlan": 7}, "vlan: 7 is not supported by this version"),
+        ({"linkType": "ipvlan"}, 'linkType: must be one of macvlan, macvtap, not "ipvlan"'),
+        ({"vlan": 7, "linkInContainer": True}, "vlan: is only made on the host"),
         ({"vlan": 4095}, "vlan: must be between 0 and 4094, not 4095"),
-        ({"offload": "on"}, 'offload: "on" is not supported by this version'),
+        ({"offload": True}, "offload: must be one of auto, on, off, not true"),
+        ({"offload": "on", "mode": "passthru"}, 'offload: "on" needs mode bridge, private or vepa'),
+        (
+            {"offload": "on", "linkInContainer": True},
+            'offload: "on" needs mode bridge, private or vepa, and a master',
+        ),
         ({"mtu": 67}, "mtu: must be 0 or between 68 and 65535, not 67"),
         ({"mtu": -1}, "mtu: must be 0 or between 68 and 65535, not -1"),
         ({"mtu": 1500.0}, "mtu: must be a whole number, not 1500.0"),
@@ -156,8 +163,8 @@ def test_a_configuration_is_an_object(raw: object) -> None:
 
 
 def test_all_problems_are_told_at_once() -> None:
-    assert message(conf(mode="source", mtu="x", shim=[]), {"MAC": "x"}).split("; ") == [
-        'mode: "source" is not supported by this version',
+    assert message(conf(linkType="tap", mtu="x", shim=[]), {"MAC": "x"}).split("; ") == [
+        'linkType: must be one of macvlan, macvtap, not "tap"',
         'mtu: must be a whole number, not "x"',
         'CNI_ARGS.MAC: "x" is not a MAC address',
         "shim: must be true, false or an object, not a list",
@@ -174,7 +181,7 @@ def test_a_long_value_is_shortened() -> None:
         {"unknown": {"key": [1]}},
         {"master": None, "mode": None, "mtu": None, "shim": None, "ipam": None, "dns": None, "runtimeConfig": None},
         {"master": "", "mode": "", "mac": "", "dataDir": "", "logFile": "", "ipam": {"type": ""}},
-        {"vlan": 0, "sourceMacs": [], "linkType": "macvlan", "offload": "off"},
+        {"vlan": 0, "sourceMacs": [], "linkType": "macvlan", "offload": "auto"},
         {"master": "auto"},
         {"ipam": {}},
         {"detectConflicts": False},
@@ -184,6 +191,22 @@ def test_a_long_value_is_shortened() -> None:
 def test_absent_null_and_unknown_keys_change_nothing(keys: dict[str, Any]) -> None:
     plain = config.parse(MINIMAL, {})
     assert {**vars(config.parse(conf(**keys), {})), "raw": None, "dns": None} == {**vars(plain), "raw": None}
+
+
+@pytest.mark.parametrize(
+    ("keys", "offload"),
+    [
+        ({}, "auto"),
+        ({"offload": None}, "auto"),
+        ({"offload": "on", "mode": "vepa"}, "on"),
+        ({"offload": "off"}, "off"),
+        ({"mode": "passthru"}, "off"),
+        ({"mode": "source"}, "off"),
+        ({"linkInContainer": True}, "off"),
+    ],
+)
+def test_offload_is_off_where_no_nic_could_do_it(keys: dict[str, Any], offload: str) -> None:
+    assert config.parse(conf(**keys), {}).offload == offload
 
 
 @pytest.mark.parametrize(
@@ -205,6 +228,13 @@ def test_absent_null_and_unknown_keys_change_nothing(keys: dict[str, Any]) -> No
 )
 def test_the_shim_is_there_where_it_applies(keys: dict[str, Any], shim: ShimConf) -> None:
     assert config.parse(conf(**keys), {}).shim == shim
+
+
+def test_source_macs_are_in_order_and_there_once() -> None:
+    macs = ["02:00:00:00:00:02", "02-00-00-00-00-01", "02:00:00:00:00:02"]
+    parsed = config.parse(conf(mode="source", sourceMacs=macs), {})
+    assert parsed.source_macs == ("02:00:00:00:00:01", "02:00:00:00:00:02")
+    assert not parsed.shim.enabled
 
 
 def test_the_most_specific_mac_wins() -> None:
@@ -283,7 +313,7 @@ def test_a_broken_list_of_attachments_never_counts_as_a_shorter_one() -> None:
 
 
 def test_delete_takes_what_is_valid() -> None:
-    wrong = {**FULL, "mode": "source", "mtu": "x", "shim": 5, "mac": 5, "args": []}
+    wrong = {**FULL, "mode": "hub", "mtu": "x", "shim": 5, "mac": 5, "args": []}
     parsed = config.parse_for_delete(wrong, {"IP": "x"})
     assert (parsed.mode, parsed.mtu, parsed.mac, parsed.master) == ("bridge", 0, "", "eth0")
     assert parsed.ipam
@@ -312,7 +342,7 @@ def test_delete_of_something_that_is_no_configuration() -> None:
 
 
 def test_check_lists_what_parse_refuses() -> None:
-    assert [str(problem) for problem in config.check(conf(mode="source"))] == [message(conf(mode="source"))]
+    assert [str(problem) for problem in config.check(conf(mode="hub"))] == [message(conf(mode="hub"))]
     assert config.check(FULL) == []
 
 

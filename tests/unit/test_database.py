@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import pytest
 from cni import database
 from cni.database import FILE, CorruptStore, Database, boot_id, open_database, put_aside
 from cni.errors import IOFailure, TryAgainLater
+from cni.state import Nics
 from tests.unit.leases import in_processes
 
 INSERT = "INSERT INTO lease_networks VALUES (?, ?)"
@@ -91,7 +93,7 @@ class TestOpening:
     def test_of_a_newer_shimlan(self, tmp_path: Path) -> None:
         connection = open_database(str(tmp_path))
         connection.execute("PRAGMA user_version = 99")
-        with pytest.raises(IOFailure, match=r"written by a newer shimlan \(schema 99, this one knows 1\): upgrade"):
+        with pytest.raises(IOFailure, match=r"written by a newer shimlan \(schema 99, this one knows 2\): upgrade"):
             open_database(str(tmp_path))
 
     def test_many_processes_at_once_create_one(self, tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ class TestOpening:
         assert len(names(store)) == 200
         assert (tmp_path / f"{FILE}-wal").stat().st_size == 0
 
-    def test_the_tables_of_version_1(self, tmp_path: Path) -> None:
+    def test_the_tables_of_version_2(self, tmp_path: Path) -> None:
         """What is on disk stays readable: a change of these needs a migration."""
         connection = open_database(str(tmp_path))
         tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'")
@@ -128,7 +130,17 @@ class TestOpening:
             "lease_networks": "parent network",
             "lease_ranges": "id network first last reached rewound",
             "leases": "network address state range_id container_id ifname pod sticky parent free_at",
+            "nics": "parent_index parent boot_id switchable was_on refused",
         }
+
+    def test_one_of_version_1_is_migrated(self, tmp_path: Path) -> None:
+        with closing(sqlite3.connect(tmp_path / FILE)) as old:
+            old.executescript(f"PRAGMA journal_mode = WAL; {database.MIGRATIONS[0]}; PRAGMA user_version = 1;")
+            old.execute(INSERT, ("eth0", "kept"))
+            old.commit()
+        store = Database(str(tmp_path))
+        assert names(store) == ["kept"]
+        assert Nics(store, "").switchable() == []
 
 
 class TestTransactions:

@@ -52,6 +52,28 @@ def test_from_nothing_the_hosts_end_is_made() -> None:
     ]
 
 
+def test_a_link_that_listens_to_some_macs_is_made_with_them() -> None:
+    listening = planned(mode="source", sourceMacs=["02:00:00:00:00:02", MAC], linkType="macvtap", bclim=0).sandbox
+    assert told(View(link=listening.link), View())[0] == (
+        f"ip link add eth0 link eth0 address {MAC} mtu 1500 type macvtap mode source bclim 0 "
+        f"macaddr set 02:00:00:00:00:02 {MAC}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "change"),
+    [
+        ((MAC,), (), f"ip link set eth0 type macvlan macaddr set {MAC} (it is unset)"),
+        ((), (MAC,), f"ip link set eth0 type macvlan macaddr flush (it is {MAC})"),
+        ((MAC,), (MAC,), ""),
+    ],
+)
+def test_a_list_of_macs_is_set_as_a_whole(wanted: tuple[str, ...], found: tuple[str, ...], change: str) -> None:
+    one = View(link=replace(POD.link, mode="source", source_macs=wanted))
+    other = View(link=replace(POD.link, mode="source", source_macs=found))
+    assert told(one, other) == ([change] if change else [])
+
+
 @pytest.mark.parametrize("view", [POD, HOST])
 def test_nothing_is_to_be_done_where_all_is_well(view: View) -> None:
     assert diff(view, view) == ()

@@ -13,7 +13,8 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from cni import rtnetlink
 from cni.attachment import MAIN_TABLE, PROTO_SHIMLAN, SCOPE_LINK, InterfaceAddress, Link, Neighbour, Route
-from cni.diff import AddAddress, ReplaceNeighbour, SetRoute, SetUp
+from cni.diff import AddAddress, ReplaceNeighbour, SetLink, SetRoute, SetUp
+from cni.frozen import replace
 from cni.netlink import HEADER, Message
 
 LINK = Link(
@@ -63,6 +64,43 @@ def test_a_new_link() -> None:
     assert info.get_attr("IFLA_INFO_KIND") == "macvlan"
     data = info.get_attr("IFLA_INFO_DATA")
     assert data.get_attr("IFLA_MACVLAN_MODE") == "private"
+
+
+def test_a_new_vlan_device_takes_what_the_kernel_gives() -> None:
+    link = Link("eth0.100", "", 0, 7, kind="vlan", vlan=100)
+    message = read(ifinfmsg, rtnetlink.new_link(link, link.name, None))
+    assert message.get_attr("IFLA_LINK") == 7
+    assert message.get_attr("IFLA_ADDRESS") is message.get_attr("IFLA_MTU") is None
+    info = message.get_attr("IFLA_LINKINFO")
+    assert info.get_attr("IFLA_INFO_KIND") == "vlan"
+    assert info.get_attr("IFLA_INFO_DATA").get_attr("IFLA_VLAN_ID") == 100
+
+
+@pytest.mark.parametrize("macs", [(), ("02:00:00:00:00:01", "02:00:00:00:00:02")])
+def test_the_macs_that_a_link_listens_to(macs: tuple[str, ...]) -> None:
+    link = replace(LINK, mode="source", source_macs=macs)
+    change = rtnetlink.encode(SetLink(link, "macaddr", "", ""), 9)
+    new = rtnetlink.new_link(link, "net1", None)
+    for message in (change, new) if macs else (change,):
+        data = read(ifinfmsg, message).get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
+        assert data.get_attr("IFLA_MACVLAN_MACADDR_MODE") == "set"
+        listed = data.get_attr("IFLA_MACVLAN_MACADDR_DATA")
+        assert tuple(listed.get_attrs("IFLA_MACVLAN_MACADDR") if listed else ()) == macs
+
+
+def test_a_link_of_mode_source_is_read() -> None:
+    macs = ["02:00:00:00:00:02", "02:00:00:00:00:01"]
+    listed = {"attrs": [("IFLA_MACVLAN_MACADDR", mac) for mac in macs]}
+    data = {"attrs": [("IFLA_MACVLAN_MODE", "source"), ("IFLA_MACVLAN_MACADDR_DATA", listed)]}
+    info = {"attrs": [("IFLA_INFO_KIND", "macvlan"), ("IFLA_INFO_DATA", data)]}
+    link = rtnetlink.parse_link(written(ifinfmsg, {"index": 5}, [("IFLA_LINKINFO", info)]))
+    assert (link.kind, link.mode, link.source_macs) == ("macvlan", "source", tuple(sorted(macs)))
+
+
+def test_a_vlan_device_is_read() -> None:
+    info = {"attrs": [("IFLA_INFO_KIND", "vlan"), ("IFLA_INFO_DATA", {"attrs": [("IFLA_VLAN_ID", 4094)]})]}
+    link = rtnetlink.parse_link(written(ifinfmsg, {"index": 5}, [("IFLA_LINK", 2), ("IFLA_LINKINFO", info)]))
+    assert (link.kind, link.vlan, link.parent_index, link.mode) == ("vlan", 4094, 2, "")
 
 
 def test_a_link_without_namespace_stays_where_the_socket_is() -> None:

@@ -34,13 +34,16 @@ SEMANTIC = (
     "are of two families",
     "is not of the same family",
     "only works with mode bridge",
+    "only has a meaning with",
+    "is only made on the host",
     "at least one range of addresses is needed",
     "is reserved twice",
     "is a gateway",
     "holds a character that no name can have",
 )
 
-BASES = st.sampled_from([FULL, DUAL_STACK, MINIMAL, {**FULL, "ipam": {"type": "host-local", "ranges": 5}}])
+LISTENING = {**MINIMAL, "mode": "source", "sourceMacs": ["02:00:00:00:00:01"]}
+BASES = st.sampled_from([FULL, DUAL_STACK, MINIMAL, LISTENING, {**FULL, "ipam": {"type": "host-local", "ranges": 5}}])
 SIMPLE = [
     None,
     True,
@@ -142,7 +145,7 @@ def test_a_key_left_out(base: dict[str, Any], data: st.DataObject) -> None:
         (("mtu",), 68, 65535),
         (("bcqueuelen",), 1, 2**32 - 1),
         (("bclim",), -1, 2**31 - 1),
-        (("vlan",), 0, 0),
+        (("vlan",), 0, 4094),
         (("detectConflicts", "timeoutMs"), 1, 10_000),
         (("detectConflicts", "retries"), 1, 10),
         (("ipam", "cooldownSeconds"), 0, 30 * 86400),
@@ -163,7 +166,7 @@ def test_the_schema_is_a_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
-@pytest.mark.parametrize("base", [FULL, DUAL_STACK, MINIMAL])
+@pytest.mark.parametrize("base", [FULL, DUAL_STACK, MINIMAL, LISTENING])
 def test_both_take_a_good_configuration(base: dict[str, Any]) -> None:
     assert config.check(base) == []
     VALIDATOR.validate(base)

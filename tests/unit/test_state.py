@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cni.attachment import Attachment, Delegation, Key, Leasing
+from cni.attachment import Attachment, Delegation, Key, Leasing, Vlan
 from cni.database import Database
 from cni.frozen import replace
 from cni.protocol import Result
@@ -25,6 +25,7 @@ FULL = replace(
     pod="default/db-0",
     leasing=Leasing("/var/lib/x", 60),
     delegate=Delegation("host-local", '{"name": "lan"}', "/opt/cni/bin", "IgnoreUnknown=1"),
+    vlan=Vlan("eth0.100", 100, "eth0", 2, 1500, ours=True),
 )
 GOLDEN = Path(__file__).with_name("record.json")
 

@@ -134,9 +134,9 @@ def test_numbers_that_json_does_not_have() -> None:
         ('{"type": "portmap"', '5, {"type": "portmap"', ["19 plugins[1]: must be an object, not 5"]),
         (
             '"type": "shimlan",',
-            '"type": "shimlan", "mode": "source", "mtu": true,',
+            '"type": "shimlan", "mode": "hub", "mtu": true,',
             [
-                '6 plugins[0].mode: "source" is not supported by this version',
+                '6 plugins[0].mode: must be one of bridge, private, vepa, passthru, source, not "hub"',
                 "6 plugins[0].mtu: must be a whole number, not true",
             ],
         ),

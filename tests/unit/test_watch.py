@@ -26,6 +26,8 @@ from cni.rtnetlink import (
     IFF_NOARP,
     IFF_UP,
     IFLA_ADDRESS,
+    IFLA_EVENT,
+    IFLA_EVENT_FEATURES,
     IFLA_IFALIAS,
     IFLA_IFNAME,
     IFLA_MASTER,
@@ -53,6 +55,7 @@ REACHABLE, FAILED, NOARP = 0x02, 0x20, 0x40  # states of neighbours, include/uap
 RTM_DELNEIGH = 29
 IFLA_STATS64 = 23
 PROTO_KERNEL, PROTO_BIRD = 2, 12
+NOTIFY_PEERS = 4  # IFLA_EVENT_NOTIFY_PEERS
 SOMEBODY = 4711  # the port of a socket that asked for the change
 
 
@@ -80,10 +83,12 @@ def link(
     mac: str = "02:00:00:00:00:01",
     master: int = 0,
     packets: int = 0,
+    event: int = 0,
 ) -> Event:
     body = LINK_HEADER.pack(family, 1, index, flags, 0) + text(IFLA_IFNAME, name) + u32(IFLA_MTU, mtu)
     body += u32(IFLA_MASTER, master) if master else b""
     body += text(IFLA_IFALIAS, alias) if alias else b""
+    body += u32(IFLA_EVENT, event) if event else b""
     body += attribute(IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
     return Event(kind, 0, 0, body + attribute(IFLA_STATS64, struct.pack("=24Q", *[packets] * 24)))
 
@@ -151,6 +156,8 @@ ON_THE_HOST = [
     (link(family=AF_BRIDGE, master=5), ""),
     (link(kind=RTM_DELLINK), "link eth0 deleted"),
     (link(kind=RTM_DELLINK, family=AF_BRIDGE), ""),
+    (link(event=IFLA_EVENT_FEATURES), "features of link eth0 changed"),
+    (link(event=NOTIFY_PEERS), ""),
     (link(7, "eth1"), "link eth1 not seen before"),
     (shim(flags=IFF_NOARP), "link shim2 changed: flags"),
     (shim(flags=IFF_UP), "link shim2 changed: flags"),
@@ -187,6 +194,7 @@ IN_A_POD = [
     (child(packets=7), ""),
     (child(flags=IFF_UP | RUNNING), ""),
     (child(flags=0), "link eth0 changed: flags"),
+    (child(event=IFLA_EVENT_FEATURES), ""),
     (child(mtu=1400), "link eth0 changed: mtu"),
     (child(name="net0"), "link net0 changed: name"),
     (child(alias=""), "link eth0 changed: alias"),
