@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from e2e import installed, surroundings, traces
 from e2e.containerd import Containerd
-from e2e.machine import Machine, eventually
+from e2e.machine import Machine
 from e2e.podman import Podman
 from e2e.runtime import Runtime
 from tests.client import compile_client
@@ -55,19 +54,10 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
     return runtime
 
 
-@contextmanager
-def nothing_left(directory: Path) -> Iterator[None]:
-    """After the block node and store are as they were; the store's agent has its files in a directory."""
-    before = traces.of_node()
-    yield
-    eventually(lambda: traces.of_node() == before, f"the node is as it was: {before}")
-    assert traces.of_store(installed.state_dir(directory)) == []
-
-
 @pytest.fixture(params=["agent", "in-process"])
 def attached(request: pytest.FixtureRequest, runtime: Runtime, tmp_path: Path) -> Iterator[None]:
     """Pods are attached through client and agent, and through the in-process plugin; nothing is left of it."""
-    with nothing_left(tmp_path):
+    with traces.nothing_left(installed.state_dir(tmp_path)):
         if request.param == "in-process":
             with installed.in_process(runtime):
                 yield

@@ -20,7 +20,7 @@ from e2e.machine import PAGE, PORT, SERVER, Machine, all_reach_each_other, event
 from e2e.nodes import BIN_DIR, LOCAL, LOCAL_PORT, Node, reference_network, watched
 from e2e.pings import none_lost
 
-PROBES_SECONDS = 15  # of watching pods whose probes come each second
+PROBES_SECONDS = 10  # of watching pods whose probes come each second
 CHURNED = 3  # pods that are replaced all the time
 KILLS = 3
 ARPS = 3

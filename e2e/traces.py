@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from e2e.machine import execute
+from e2e.machine import eventually, execute
 
 SHIMLANCTL = str(Path(sys.executable).with_name("shimlanctl"))
 QUESTIONS = (
@@ -18,6 +20,16 @@ QUESTIONS = (
     "nft list tables",
 )
 RESULTS = Path("/var/lib/cni/results")  # where libcni keeps the results of ADDs
+
+
+@contextmanager
+def nothing_left(state_dir: Path) -> Iterator[None]:
+    """After the block the node is as it was before, and a data directory has nothing."""
+    before = of_node()
+    yield
+    eventually(lambda: of_node() == before, f"the node is as it was: {before}")
+    left = of_store(state_dir)
+    assert not left, left
 
 
 def of_node() -> dict[str, object]:

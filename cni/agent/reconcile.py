@@ -202,7 +202,7 @@ class Reconciler:
         return stuck
 
     def _mend_vlans(self, recorded: Sequence[Attachment], repairer: Repairer, found: Findings) -> None:
-        """VLAN devices of ours, of which the kernel knows all in one answer each, come before what is on them."""
+        """VLAN devices of ours come before what is on them."""
         ours = {each.vlan.name: each for each in recorded if each.vlan and each.vlan.ours and not each.leaving}
         for attachment in ours.values():
             with _tolerant(attachment.key, found):

@@ -303,3 +303,9 @@ def test_what_other_plugins_tell_of_their_interfaces_is_passed_on() -> None:
     }
     assert render_result(parse_result(told), "1.1.0")["interfaces"] == told["interfaces"]
     assert render_result(parse_result(told), "1.0.0")["interfaces"] == [{"name": "vhost0"}]
+
+
+def test_the_number_of_a_tap_is_told_in_every_version() -> None:
+    told = {"cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "tap": 7}]}
+    for version in VERSIONS:
+        assert render_result(parse_result(told), version)["interfaces"] == told["interfaces"]

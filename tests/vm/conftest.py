@@ -191,9 +191,9 @@ class Nic:
         return self.stations == 0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def nic(_sandboxed: None) -> Iterator[Nic]:
-    """The NIC, in a lab for all tests of a module; its cable ends at the port "host" of the switch, as a veth's did.
+    """The NIC, in a lab for all tests that need it; its cable ends at the port "host" of the switch, as a veth's did.
 
     A machine that is emulated takes half a minute to make such a lab: `clear` it between the tests.
     """
