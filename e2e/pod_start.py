@@ -36,9 +36,15 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m e2e.pod_start", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="sandboxes of each one (default: %(default)s)")
     parser.add_argument("--burst", type=int, default=BURST, help="sandboxes at once (default: %(default)s)")
+    parser.add_argument(
+        "--pools", type=int, default=1, help="from how many of the ranges each gets an address (default: %(default)s)"
+    )
     options = parser.parse_args()
     try:
-        with tempfile.TemporaryDirectory() as directory, prepared(Path(directory)) as (runtime, networks):
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            prepared(Path(directory), options.pools) as (runtime, networks),
+        ):
             print(render_tables(measure(runtime, networks, options.rounds, options.burst)))
     except pytest.skip.Exception as reason:
         print(f"pod_start: {reason}", file=sys.stderr)
@@ -47,7 +53,7 @@ def main() -> int:
 
 
 @contextmanager
-def prepared(directory: Path) -> Iterator[tuple[Containerd, dict[str, Any]]]:
+def prepared(directory: Path, pools: int) -> Iterator[tuple[Containerd, dict[str, Any]]]:
     """A runtime that has all contenders' plugins, and the network of each contender."""
     runtime = surroundings.containerd()
     peers = surroundings.reference_plugins("macvlan", "host-local")
@@ -59,6 +65,9 @@ def prepared(directory: Path) -> Iterator[tuple[Containerd, dict[str, Any]]]:
         AGENT: surroundings.conflist(dataDir=data),
         IN_PROCESS: surroundings.conflist(main=BESIDE, dataDir=data),
     }
+    for network in networks.values():
+        ipam = network["plugins"][0]["ipam"]
+        ipam.update(ranges=ipam["ranges"][:pools], routes=ipam["routes"][:pools])
     with (
         installed.files(runtime.bin_dir, {name: peers / name for name in ("macvlan", "host-local")}),
         installed.client(runtime, Path(find_client()), fallback=True),

@@ -15,6 +15,7 @@ import pytest
 from cni.ctl.frames import ETH_P_ALL
 from cni.ctl.lab import CniFailed, Lab, Pod
 from cni.vlan import name_for
+from tests.kernel import torture
 from tests.kernel.test_crash import RECOVERIES, Site, kill_at_each_step
 from tests.kernel.test_rebuild import garbage, store
 from tests.kernel.test_reconcile import Agent
@@ -44,6 +45,12 @@ def _outside(lab: Lab) -> None:
             f"link set eth0.{vlan} up",
             f"address add {subnet}.1/24 dev eth0.{vlan}",
         )
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulated machine that has to share its processors may take long for a verb."""
+    monkeypatch.setattr(torture, "HANG_SECONDS", 60.0)
 
 
 def devices(lab: Lab) -> list[str]:
