@@ -33,7 +33,7 @@ BASE ?= python:3.13-slim
 IMAGE ?= shimlan:$(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' cni/__init__.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit kernel agent torture walk test-vm client image bench e2e-runtimes e2e-cluster e2e-kind pod-start tools clean
+.PHONY: help demo test lint unit kernel undisturbed agent torture walk test-vm client image bench e2e-runtimes e2e-cluster e2e-kind pod-start tools clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -41,7 +41,7 @@ help: ## List the targets
 demo: $(STAMP) tools ## Show what shimlan does, in namespaces of its own (20 s at most)
 	@$(BIN)/shimlanctl demo
 
-test: lint unit kernel ## Linters, unit tests with coverage, kernel tests
+test: lint unit kernel undisturbed ## Linters, unit tests with coverage, kernel tests
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -54,6 +54,8 @@ unit: $(STAMP) ## Unit tests; branch coverage of the functional core at least 95
 
 kernel: $(STAMP) tools ## Tests against the real kernel; they skip, saying so, what needs root
 	$(BIN)/pytest -n 4 --dist worksteal -m "not undisturbed" tests/kernel
+
+undisturbed: $(STAMP) tools ## Those of them that have a limit of time, one after the other
 	$(BIN)/pytest -m undisturbed tests/kernel
 
 agent: $(STAMP) tools ## The kernel tests once more, through client and agent

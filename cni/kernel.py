@@ -33,7 +33,7 @@ MAC_RETRY_PAUSE = 0.005
 
 SYSCTLS = "/proc/sys/net"
 # In a container the former is read-only, and our manifest mounts the host's here. Either has the files of the namespace
-# of whoever opens them (decision 0028).
+# of whoever opens them (decision 0024).
 SYSCTLS_OF_HOST = "/host/proc/sys/net"
 
 GONE = (errno.ENODEV, errno.ENOENT)  # what was asked about
