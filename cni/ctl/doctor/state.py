@@ -13,12 +13,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
-from socket import AF_UNIX, SOCK_STREAM, socket
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from cni.agent import wire
 from cni.config import NetConf
+from cni.ctl import asking
 from cni.ctl.doctor.facts import Agent, Executables, Store
 from cni.database import (
     ADVICE,
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 Address = IPv4Address | IPv6Address
 
 BUSY_SECONDS = 2.0
-AGENT_SECONDS = 5.0
 PLUGIN, FALLBACK = "shimlan", "shimlan-inprocess"
 ELF = b"\x7fELF"
 
@@ -130,31 +128,9 @@ def _unusable(directory: str, path: str) -> str:
 
 
 def agent(path: str) -> Agent:
-    """Whether somebody answers at the agent's socket, to the only question that touches nothing: VERSION."""
-    if not os.path.lexists(path):
-        return Agent(path)
-    try:
-        with socket(AF_UNIX, SOCK_STREAM) as connection:
-            connection.settimeout(AGENT_SECONDS)
-            connection.connect(path)
-            connection.sendall(wire.encode_request(wire.Request({"CNI_COMMAND": "VERSION"}, b"{}")))
-            return Agent(path, exists=True, trouble=_trouble(connection))
-    except TimeoutError:
-        return Agent(path, exists=True, trouble=f"it does not answer within {AGENT_SECONDS:g} s")
-    except OSError as error:
-        return Agent(path, exists=True, trouble=f"nobody answers ({error.strerror})")
-
-
-def _trouble(connection: socket) -> str:
-    """What is wrong with the answer; "" for nothing."""
-    decoder = wire.AnswerDecoder()
-    try:
-        while data := connection.recv(4096):
-            if decoder.feed(data):
-                return ""
-    except wire.ProtocolError as error:
-        return f"what answers there is no agent for this client: {error}"
-    return "it closes the connection without an answer"
+    """Whether somebody answers at the agent's socket."""
+    exists = os.path.lexists(path)
+    return Agent(path, exists=exists, trouble=asking.trouble(path) if exists else "")
 
 
 # --- executables -------------------------------------------------------------------------------------------------
