@@ -128,13 +128,12 @@ class Database:
 
     def check_writable(self) -> None:
         """Raise what an ADD would raise about the store, without making or changing it."""
-        if not os.path.exists(self.path):
-            with storage_errors(self.path):
-                _check_directory(self.data_dir)
-            return
-        with self.transaction():
-            if os.statvfs(self.data_dir).f_bfree == 0:
-                raise IOFailure(f"{self.data_dir}: {ADVICE[FULL]}")
+        # Who has the database open can begin a transaction even where nothing can be written any more.
+        with storage_errors(self.path):
+            _check_directory(self.data_dir)
+        if os.path.exists(self.path):
+            with self.transaction():
+                pass
 
     def close(self) -> None:
         """Close the connection; for those who live on. One-shot processes leave it open, see above."""

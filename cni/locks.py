@@ -109,8 +109,13 @@ class Held:
 
 
 def _open(path: str) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            return os.open(path, flags, 0o600)
+        except FileNotFoundError:  # whoever stays may outlive the directory
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            return os.open(path, flags, 0o600)
     except OSError as error:
         raise IOFailure(f"cannot open {path}: {error.strerror}; is dataDir writable?") from error
 

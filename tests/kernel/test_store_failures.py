@@ -37,9 +37,9 @@ def refused(answer: CniAnswer, code: int, *words: str) -> None:
 
 @pytest.fixture
 def tiny() -> Iterator[Path]:
-    """A file system of a megabyte, which other things can fill."""
+    """A file system that other things can fill; an agent lets its write-ahead log grow to some 4 MB."""
     with tempfile.TemporaryDirectory(dir=sandbox.SCRATCH) as directory:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", directory], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", directory], check=True)
         try:
             yield Path(directory)
         finally:
@@ -93,7 +93,7 @@ def test_a_disk_that_fills_up_during_many_adds_leaves_nothing_half_done(lab: Lab
     before = network(lab, pod)
     codes = []
     with filled(tiny):
-        for size in range(1 << 20, 0, -4096):
+        for size in range((tiny / "ballast").stat().st_size, 0, -4096):
             os.truncate(tiny / "ballast", size)
             answer = call(lab, pod, "ADD")
             codes.append(answer.status and answer.json["code"])
