@@ -18,7 +18,7 @@ TORTURES := $(addprefix tests/kernel/test_,crash.py concurrency.py fuzz.py races
 BENCH_TOOLS := iperf3=iperf3
 
 # How the tests in a virtual machine look at a NIC; the machine shows the files of this one.
-VM_TOOLS := ethtool=ethtool
+VM_TOOLS := ethtool=ethtool iw=iw teamnl=libteam-utils ovs-vsctl=openvswitch-switch
 
 # The functional core: no I/O, so that plain unit tests can go everywhere in it.
 CORE := cni/attachment.py,cni/config.py,cni/diff.py,cni/errors.py,cni/frozen.py,cni/inet.py,cni/mac.py,cni/protocol.py,cni/quickjson.py,cni/refusals.py,cni/rtnetlink.py,cni/section.py,cni/values.py,cni/agent/backoff.py,cni/agent/events.py,cni/agent/mending.py,cni/agent/wire.py,ipam/allocate.py,ipam/config.py,ipam/pools.py
@@ -68,7 +68,7 @@ walk: $(STAMP) tools ## A random walk of an hour over all that can happen to a h
 	SHIMLAN_WALK_SECONDS=$(or $(SHIMLAN_WALK_SECONDS),3600) $(BIN)/pytest -s tests/kernel/test_agent_walk.py
 
 test-vm: $(STAMP) ## Tests that need another kernel or NIC, in a virtual machine: SHIMLAN_VM is what runs a command in one
-	@$(MAKE) --no-print-directory tools TOOLS="$(TOOLS) $(VM_TOOLS)"
+	@$(MAKE) --no-print-directory tools TOOLS="$(TOOLS) $(if $(SHIMLAN_VM),$(VM_TOOLS))"
 	$(SHIMLAN_VM) env SHIMLAN_IN_VM=$(if $(SHIMLAN_VM),1) $(BIN)/pytest $(if $(SHIMLAN_VM),-n 2 --dist loadgroup) tests/vm
 
 client: $(CLIENTS) ## Build the native client into build/client (some minutes at first, then at once)
