@@ -69,7 +69,7 @@ walk: $(STAMP) tools ## A random walk of an hour over all that can happen to a h
 
 test-vm: $(STAMP) ## Tests that need another kernel or NIC, in a virtual machine: SHIMLAN_VM is what runs a command in one
 	@$(MAKE) --no-print-directory tools TOOLS="$(TOOLS) $(if $(SHIMLAN_VM),$(VM_TOOLS))"
-	$(SHIMLAN_VM) env SHIMLAN_IN_VM=$(if $(SHIMLAN_VM),1) $(BIN)/pytest $(if $(SHIMLAN_VM),-n 2 --dist loadgroup) tests/vm
+	$(SHIMLAN_VM) env SHIMLAN_IN_VM=$(if $(SHIMLAN_VM),1) $(BIN)/pytest tests/vm
 
 client: $(CLIENTS) ## Build the native client into build/client (some minutes at first, then at once)
 

@@ -43,20 +43,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs_links(*kinds): skipped where the kernel cannot make links of these kinds")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process for all tests of the NIC: there is only one."""
-    for item in items:
-        if "nic" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("nic"))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _in_machine() -> None:
     if not os.environ.get("SHIMLAN_IN_VM"):
         pytest.skip(
             "needs a virtual machine: set SHIMLAN_VM to the command that runs a program in one (`make test-vm`)"
         )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _without_fallback_tunnels(_in_machine: None) -> None:
+    """New namespaces have a loopback and nothing else, whatever modules of tunnels have been loaded (ip-sysctl.rst)."""
+    command = "echo 2 > /proc/sys/net/core/fb_tunnels_only_for_init_net"
+    subprocess.run([*OF_MACHINE, "sh", "-c", command], check=True)
 
 
 @pytest.fixture(autouse=True)

@@ -48,11 +48,14 @@ def test_a_parent_of_an_ipvlan(lab: Lab, doctor: Doctor) -> None:
 
 def test_a_wireless_nic(doctor: Doctor) -> None:
     """Of the machine itself: another namespace's it is only by the tools of wireless networks."""
-    if subprocess.run(["modprobe", "mac80211_hwsim"], capture_output=True, check=False).returncode:
+    if subprocess.run(["modprobe", "mac80211_hwsim", "radios=1"], capture_output=True, check=False).returncode:
         pytest.skip("the kernel of this machine simulates no wireless NICs (mac80211_hwsim)")
     doctor.write(doctor.conf)
     command = [*OF_MACHINE, *doctor.command("-o", "json", "--master", "wlan0")]
-    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+    try:
+        report = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+    finally:
+        subprocess.run(["modprobe", "--remove", "mac80211_hwsim"], check=True)
     (finding,) = [finding for finding in report["findings"] if finding["level"] != "ok"]
     assert (finding["id"], finding["level"]) == ("parent", "failure")
     assert finding["evidence"] == "wlan0 is wireless, where a station has one MAC"
@@ -70,3 +73,4 @@ def test_a_nic_that_forwards_in_hardware(nic: Nic, tmp_path: Path) -> None:
     before.delete()
     pod.delete()
     assert nic.stations == 0
+    nic.lab.clear()

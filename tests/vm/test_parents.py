@@ -61,8 +61,9 @@ def test_a_vlan_on_a_bond_can_be_the_parent(lab: Lab) -> None:
 @pytest.mark.usefixtures("_teamed")
 def test_a_team_can_be_the_parent(lab: Lab) -> None:
     upper = below(lab, "team")
+    lab.host.ip("link", "set", "eth0", "nomaster")  # the mode of a team that has ports stays as it is
     lab.host.run("teamnl", upper, "setoption", "mode", "roundrobin")
-    lab.host.ip("link", "set", "eth0", "up")
+    lab.host.ip_batch("link set eth0 down", f"link set eth0 master {upper}", "link set eth0 up")
     pod = lab.pod("a", lab.conf(master=upper))
     assert lab.host.pings(pod)
     assert pod.pings(lab.outside)
