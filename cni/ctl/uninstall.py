@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     _restore_nics(state_dir)
     _remove_state(state_dir)
     _remove_executables(args)
+    if agent_answers(args.socket):
+        print("an agent is still running, and may make a new store: stop it, and run this again")
     return DONE
 
 

@@ -125,12 +125,14 @@ def test_no_runtime_calls_the_plugin_before_an_agent_answers(site: Site) -> None
 
 
 def test_while_pods_live_only_the_conflist_goes(lab: Lab, site: Site) -> None:
-    with site.installed():
+    with site.installed() as agent:
         pod = served(lab)
         assert site.uninstall().wait(DEADLINE) == 1
         assert (site.conflist.exists(), site.plugin.exists()) == (False, True)
         assert reached_by(pod, lab) == {"host", "lan"}
         pod.delete()
+        agent.terminate()  # it would make a store of its own anew
+        agent.wait(DEADLINE)
         assert site.uninstall().wait(DEADLINE) == 0
     assert site.is_clean
 
