@@ -180,10 +180,11 @@ def check(node: Node, call: Call, conf: NetConf) -> None:
 
 def differences(node: Node, attachment: Attachment, pod: Pod) -> Iterator[str]:
     """How kernel and leases differ from what is recorded of an attachment."""
-    sandbox, host = _limited(node, attachment, pod)
-    if sandbox.link is None:
+    if attachment.sandbox.link is None:
         yield "an ADD was killed before it had made anything of it: add it again, or delete it"
         return
+    sandbox, host = _limited(node, attachment, pod)
+    assert sandbox.link is not None
     if attachment.vlan:
         from cni import vlan
 
@@ -206,9 +207,9 @@ def _limited(node: Node, attachment: Attachment, pod: Pod) -> tuple[View, View]:
     """The pod's and the host's end as they can be: if the MTU of the parent was lowered, its children follow."""
     parents = pod.namespace if attachment.parent_in_pod else node.host
     parent = parents.link_at(attachment.parent_index)
-    ends = attachment.sandbox, attachment.host
-    first, second = (limited(end, parent.mtu) for end in ends) if parent else ends
-    return first, second
+    if parent is None:
+        return attachment.sandbox, attachment.host
+    return limited(attachment.sandbox, parent.mtu), limited(attachment.host, parent.mtu)
 
 
 def _untold(attachment: Attachment, told: Result) -> Iterator[str]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from typing import Any
 
 import pytest
 
+from cni import config
+from cni.attachment import plan_nothing
 from cni.ctl.lab import CniFailed, Lab, Pod
-from cni.database import Database
+from cni.database import Database, boot_id
 from cni.locks import Locks
+from cni.state import Records
 from ipam.store import LeaseStore
 
 Breakage = Callable[[Lab, Pod], object]
@@ -129,6 +132,20 @@ def test_an_mtu_that_was_lowered_with_the_parents_is_no_difference(lab: Lab) -> 
         with pytest.raises(CniFailed) as failure:
             pod.check()
     assert "pod: ip link set eth0 mtu 1400 (it is 1300)" in failure.value.details
+
+
+def test_an_add_that_was_killed_before_it_had_planned_anything_is_told(lab: Lab) -> None:
+    """With a VLAN that is recorded: who is going to use the device, and nothing else."""
+    pod = lab.pod("a")
+    with unmended(lab), closing(Database(lab.data_dir)) as database:
+        store = Records(database, boot_id())
+        (made,) = store.all()
+        store.put(plan_nothing(made.key, config.parse(pod.conf, {}), (made.netns, made.netns_id)))
+        with pytest.raises(CniFailed) as failure:
+            pod.check()
+        store.put(made)
+    assert failure.value.code == 104
+    assert "killed before it had made anything" in failure.value.details
 
 
 @pytest.mark.skipif(not shutil.which("nft"), reason="nft is not installed")
