@@ -1,18 +1,15 @@
-"""Pings that go on while something else happens."""
+"""Machines of any kind that ping each other while something else happens."""
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from itertools import chain
+from contextlib import contextmanager
 
 from e2e.machine import Machine
+from tests.pings import all_answered, unanswered
 
 INTERVAL_SECONDS = 0.2
 CALM_SECONDS = 2.0  # before and after
-REPLY = re.compile(r"seq=(\d+) ttl=")
 
 
 class Pinger:
@@ -30,10 +27,7 @@ class Pinger:
         self._source.run("kill", "-INT", self._pid)
         output = self._source.run("cat", self._file)
         self._source.run("rm", self._file)
-        answered = {int(number) for number in REPLY.findall(output)}
-        assert len(answered) > CALM_SECONDS / INTERVAL_SECONDS, f"{self._story}: {output}"
-        # The last one may be on its way.
-        return [f"{self._story}: {number}" for number in range(max(answered)) if number not in answered]
+        return unanswered(self._story, output, first=0, least=CALM_SECONDS / INTERVAL_SECONDS)
 
 
 @contextmanager
@@ -41,13 +35,6 @@ def none_lost(ways: Sequence[tuple[Machine, Machine]]) -> Iterator[None]:
     """Each of these machines pings the other one all the time, and each ping is answered."""
     silent = [f"{source.name} to {target.name}" for source, target in ways if not source.pings(target)]
     assert not silent, silent
-    with ExitStack() as ending:
-        pingers = [Pinger(source, target, address) for source, target in ways for address in target.addresses]
-        for pinger in pingers:
-            ending.callback(pinger.stop)
-        time.sleep(CALM_SECONDS)
+    pingers = (Pinger(source, target, address) for source, target in ways for address in target.addresses)
+    with all_answered(pingers, CALM_SECONDS):
         yield
-        time.sleep(CALM_SECONDS)
-        ending.pop_all()
-        lost = list(chain.from_iterable(pinger.stop() for pinger in pingers))
-        assert not lost, lost

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from cni.ctl.lab import Lab, Node
 from tests.kernel.agents import START_SECONDS, STOP_SECONDS, Agent
 from tests.kernel.kubelet import Kubelet
 from tests.kernel.torture import seeded, size
+from tests.pings import all_answered, unanswered
 
 pytestmark = [pytest.mark.without_agent("it has one of its own"), pytest.mark.undisturbed]
 
@@ -26,7 +26,6 @@ SERVICES = {"routes": ["10.96.0.0/16", "fd00:96::/112"]}
 INTERVAL_SECONDS = 0.01
 CALM_SECONDS = 0.3  # before and after each restart
 OTHER_VERSION = "99.0.0"
-REPLY = re.compile(r"icmp_seq=(\d+) ttl=")
 
 
 class Pinger:
@@ -41,10 +40,7 @@ class Pinger:
         """End it; which pings were lost."""
         self._process.send_signal(signal.SIGINT)
         output, _ = self._process.communicate(timeout=30)
-        answered = {int(number) for number in REPLY.findall(output)}
-        assert len(answered) > CALM_SECONDS / INTERVAL_SECONDS / 10, f"{self._story}: {output}"
-        # The last one may be on its way.
-        return [f"{self._story}: {number}" for number in range(1, max(answered)) if number not in answered]
+        return unanswered(self._story, output, first=1, least=CALM_SECONDS / INTERVAL_SECONDS / 10)
 
 
 @contextmanager
@@ -52,15 +48,8 @@ def none_lost(*nodes: Node) -> Iterator[None]:
     """All of these ping each other, over IPv4 and IPv6, and each ping is answered."""
     ways = [(a, b, family) for a in nodes for b in nodes if a is not b for family in (4, 6)]
     assert all(source.pings(target, family) for source, target, family in ways)  # so that they know each other's MACs
-    with ExitStack() as ending:
-        pingers = [Pinger(source, target, family) for source, target, family in ways]
-        for pinger in pingers:
-            ending.callback(pinger.stop)
-        time.sleep(CALM_SECONDS)
+    with all_answered((Pinger(*way) for way in ways), CALM_SECONDS):
         yield
-        time.sleep(CALM_SECONDS)
-        ending.pop_all()
-        assert [lost for pinger in pingers for lost in pinger.stop()] == []
 
 
 def stopped_and_started(agent: Agent) -> None:
