@@ -43,7 +43,7 @@ def add(node: Node, call: Call, conf: NetConf) -> Result:
     with node.pod(call.netns, call.own_netns) as pod, node.locks.attachment(key), ExitStack() as undo:
         _clear(node, key, "clearing what an earlier ADD of this container left behind")
         vlan = _vlan(node, key, conf, pod, undo) if conf.vlan else None
-        facts = kernel.facts(conf, node.parents(conf, pod), vlan)
+        facts = node.parents(conf, pod).facts(conf, vlan)
         check_parent(conf, facts.parent)
         request = Request(call, conf, key, pod, facts)
         if conf.delegate:

@@ -125,9 +125,13 @@ def parse_for_delete(raw: object, environ_args: Mapping[str, str]) -> NetConf:
     return checked(open_sources(raw, environ_args), _netconf, essential=ESSENTIAL)
 
 
-def for_pod(conf: NetConf, environ_args: Mapping[str, str]) -> NetConf:
-    """A configuration that was parsed for one pod, for another one; nothing else in CNI_ARGS may differ."""
-    return replace(conf, pod=_pod(Section(environ_args, (), [])))
+def for_call(conf: NetConf, raw: dict[str, Any], environ_args: Mapping[str, str]) -> NetConf:
+    """A configuration that was parsed for one call, for another one: of another pod, with another prevResult.
+
+    Nothing else in `raw` or CNI_ARGS may differ, and a prevResult must be an object.
+    """
+    pod = _pod(Section(environ_args, (), []))
+    return replace(conf, raw=raw, pod=pod, prev_result=raw.get("prevResult"))
 
 
 def check(raw: object) -> list[Problem]:

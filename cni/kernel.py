@@ -19,7 +19,7 @@ from cni.netlink import NetlinkError, Socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
     from cni.attachment import InterfaceAddress, Neighbour, Parent, Route, Vlan
     from cni.config import NetConf
@@ -47,10 +47,10 @@ class Namespace:
         self._background = background
         self._socket = self._open_socket()
 
-    def _open_socket(self, groups: int = 0) -> Socket:
+    def _open_socket(self) -> Socket:
         try:
             with netns.entered(self.fd):
-                return Socket(groups=groups)
+                return Socket()
         except OSError as error:
             raise KernelRefused(f"cannot open a netlink socket: {error.strerror}") from error
 
@@ -203,6 +203,10 @@ class Namespace:
             neighbours=tuple(self.neighbours(link.index)),
         )
 
+    def facts(self, conf: NetConf, vlan: Vlan | None = None) -> Facts:
+        """What `facts` finds here."""
+        return facts(conf, self, vlan)
+
     # --- making it so ------------------------------------------------------------------------------------------
 
     def apply(self, changes: Sequence[Change], parents: Namespace, index: int = 0) -> None:
@@ -289,8 +293,8 @@ class Namespace:
 
     def delete_link(self, index: int) -> None:
         """Delete a link; returns when it is gone. Raises KernelRefused."""
-        with self._open_socket(rtnetlink.RTMGRP_LINK) as watch:
-            deletion.delete_link(watch, self._open_socket, index, self._background)
+        with self._socket.hearing(rtnetlink.RTNLGRP_LINK):
+            deletion.delete_link(self._socket, self._open_socket, index, self._background)
 
 
 def _write_sysctl(change: SetSysctl) -> None:
@@ -390,15 +394,20 @@ def facts(conf: NetConf, namespace: Namespace, vlan: Vlan | None = None) -> Fact
     return Facts(parent, own, reached, shim_mac, vlan)
 
 
-def _families(conf: NetConf) -> set[int]:
+def question(conf: NetConf, vlan: Vlan | None) -> tuple[Hashable, ...]:
+    """All that the answer of `facts` depends on besides the kernel."""
+    return "facts", conf.master, conf.shim, _families(conf), vlan
+
+
+def _families(conf: NetConf) -> frozenset[int]:
     """The IP versions in which pods may get an address; what a delegate gives nobody knows before."""
     if conf.ipam:
-        return {entry.subnet.version for pool in conf.ipam.pools for entry in pool}
-    return {4, 6} if conf.delegate else set()
+        return frozenset(entry.subnet.version for pool in conf.ipam.pools for entry in pool)
+    return frozenset({4, 6} if conf.delegate else ())
 
 
 def _elsewhere(
-    namespace: Namespace, own: Sequence[InterfaceAddress], families: set[int]
+    namespace: Namespace, own: Sequence[InterfaceAddress], families: frozenset[int]
 ) -> tuple[InterfaceAddress, ...]:
     """For each family in which the parent has no address: the first one of the link of the default route."""
     missing = families - {address.ip.version for address in own}

@@ -11,6 +11,7 @@ import _socket
 import errno
 import os
 import struct
+from contextlib import contextmanager
 
 from cni.frozen import frozen
 
@@ -36,6 +37,8 @@ NLA_TYPE_MASK = 0x3FFF
 NLMSGERR_ATTR_MSG = 1
 
 SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP = 1
+NETLINK_DROP_MEMBERSHIP = 2
 NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
 NETLINK_GET_STRICT_CHK = 12
@@ -131,6 +134,26 @@ class Socket:
     def fileno(self) -> int:
         """The descriptor, for poll."""
         return self._socket.fileno()
+
+    @contextmanager
+    def hearing(self, group: int) -> Iterator[None]:
+        """Hear a multicast group for the time of a block; what was heard and not received by then is dropped."""
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        try:
+            yield
+        finally:
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_DROP_MEMBERSHIP, group)
+            self._drop()
+
+    def _drop(self) -> None:
+        while True:
+            try:
+                self._socket.recv(1, _socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # too much was heard
+                    raise
 
     def request(self, messages: Sequence[Message]) -> list[NetlinkError | None]:
         """Send all, and wait until all are done; for each None, or the kernel's refusal.

@@ -239,18 +239,19 @@ class Nics:
 
 def encode(attachment: Attachment) -> str:
     """An attachment as JSON."""
-    return quickjson.dumps({"format": FORMAT, **_fields(attachment)}, compact=True, default=_plain)
+    fields = _fields(attachment, attachment.__match_args__)
+    return quickjson.dumps({"format": FORMAT, **fields}, compact=True, default=_plain)
 
 
-def _fields(value: object) -> dict[str, Any]:
-    names: tuple[str, ...] = value.__match_args__  # type: ignore[attr-defined]  # of every @frozen class
+def _fields(value: object, names: tuple[str, ...]) -> dict[str, Any]:
     fields = value.__dict__
     return {name: fields[name] for name in names}
 
 
 def _plain(value: object) -> object:
     """What JSON knows instead of a value of ours, or of an address."""
-    return _fields(value) if hasattr(value, "__match_args__") else str(value)
+    names = getattr(value, "__match_args__", None)  # of every @frozen class
+    return _fields(value, names) if names else str(value)
 
 
 def decode(text: str) -> Attachment:

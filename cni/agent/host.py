@@ -12,12 +12,13 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cni import rtnetlink
+from cni import kernel, rtnetlink
 from cni.kernel import Namespace
 from cni.netlink import NetlinkError, Socket
 
 if TYPE_CHECKING:
-    from cni.attachment import InterfaceAddress, Link, Parent
+    from cni.attachment import Facts, InterfaceAddress, Link, Parent, Vlan
+    from cni.config import NetConf
     from cni.deletion import Background
 
 T = TypeVar("T")
@@ -106,6 +107,9 @@ class Host(Namespace):
 
     def default_link(self) -> str:
         return self._memory.recall(("default",), super().default_link)
+
+    def facts(self, conf: NetConf, vlan: Vlan | None = None) -> Facts:
+        return self._memory.recall(kernel.question(conf, vlan), lambda: super(Host, self).facts(conf, vlan))
 
     def delete_link(self, index: int) -> None:
         super().delete_link(index)

@@ -77,7 +77,10 @@ CALLS = [
 LASTING = {key: value for key, value in FULL.items() if key not in configurations.OF_THE_CALL}
 
 
-@pytest.mark.parametrize("conf", [MINIMAL, DUAL_STACK, LASTING, {**MINIMAL, "mtu": "much"}])
+RESULTS: list[object] = [{"cniVersion": "1.0.0"}, {"cniVersion": "1.0.0", "ips": []}, {}, [], None, "", 1]
+
+
+@pytest.mark.parametrize("conf", [MINIMAL, DUAL_STACK, LASTING, FULL, {**MINIMAL, "mtu": "much"}])
 def test_every_call_gets_what_it_would_get_without_a_cache(conf: dict[str, Any]) -> None:
     """In whatever order they come, as each of them leaves something for the next."""
     for first in range(len(CALLS)):
@@ -98,6 +101,22 @@ def test_so_does_a_configuration_that_resembles_one_that_was_kept(
     conf = changed(LASTING, place, value)
     for of in calls:
         assert outcome(partial(parsed, cache, conf, of)) == outcome(partial(parsed_afresh, conf, of))
+
+
+@pytest.mark.parametrize("of", CALLS)
+@pytest.mark.parametrize("also", [{}, {"cni.dev/attachments": []}, {"mtu": "much"}])
+def test_each_call_gets_its_own_result(of: Call, also: dict[str, Any]) -> None:
+    cache = Configurations()
+    for result in RESULTS + RESULTS:
+        conf = {**LASTING, **also, "prevResult": result}
+        assert outcome(partial(parsed, cache, conf, of)) == outcome(partial(parsed_afresh, conf, of))
+
+
+def test_what_is_parsed_for_one_result_need_not_be_for_the_next() -> None:
+    cache = Configurations()
+    first, second = (parsed(cache, {**DUAL_STACK, "prevResult": result}, CALLS[1]) for result in RESULTS[:2])
+    assert first.ipam is second.ipam
+    assert all("prevResult" not in conf.raw for conf in cache._parsed.values())
 
 
 def test_the_same_text_is_read_once() -> None:
@@ -128,14 +147,24 @@ def test_no_more_is_kept_than_a_node_needs() -> None:
     for number in range(3 * configurations.MOST):
         parsed(cache, {**MINIMAL, "name": f"lan{number}"})
         parsed(cache, MINIMAL, call(args=f"IP=10.0.0.{number % 250}"))
+        parsed(cache, {**MINIMAL, "name": f"lan{number}", "prevResult": {}})
     for number in range(30):
-        parsed(cache, {**MINIMAL, "name": f"lan{number}", "padding": "x" * (configurations.LONGEST // 2)})
+        long = {**MINIMAL, "name": f"lan{number}", "padding": "x" * (configurations.LONGEST // 2)}
+        for conf in (long, {**long, "prevResult": {}}):
+            parsed(cache, conf)
+            assert bytes_kept(cache) <= configurations.MOST_BYTES
     text = text_of({**MINIMAL, "padding": "x" * configurations.LONGEST})
     assert cache.read(text) is not cache.read(text)
     assert len(cache._raw) <= configurations.MOST
     assert len(cache._parsed) <= configurations.MOST
-    assert sum(map(len, cache._raw)) <= configurations.MOST_BYTES
-    assert {text for text, *_ in cache._parsed} <= cache._raw.keys()
+    assert parsed(cache, {**json.loads(text), "prevResult": {}}).raw["prevResult"] == {}
+    assert bytes_kept(cache) <= configurations.MOST_BYTES
+
+
+def bytes_kept(cache: Configurations) -> int:
+    """Of the texts by which a cache knows things."""
+    texts: list[Any] = [*cache._raw, *(text for text, *_ in cache._parsed)]
+    return sum(map(len, texts))
 
 
 # --- threads that wait for the kernel --------------------------------------------------------------------------------
