@@ -18,6 +18,7 @@ import struct
 import sys
 import threading
 import time
+from _socket import MSG_TRUNC  # an int; that of `socket` takes ten times as long to compare
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
@@ -186,7 +187,7 @@ class Watch:
                         self._renumber(origin, kind, body)
                     elif reason := self._picture.reason(origin, kind, flags, port, body):
                         found[origin, reason] = None
-        return not status & socket.MSG_TRUNC
+        return not status & MSG_TRUNC
 
     def _read_nftables(self, found: dict[tuple[str, str], None]) -> bool:
         """The same for the changes of one transaction, or some of them. Raises OSError."""
@@ -194,7 +195,7 @@ class Watch:
         size, _, status, _ = self._nftables.recvmsg_into([self._buffer])
         if self._buffer.find(OF_OUR_TABLE, 0, size) >= 0:
             found[HOST, f"nftables table {TABLE} changed"] = None
-        return not status & socket.MSG_TRUNC
+        return not status & MSG_TRUNC
 
     # --- numbers of namespaces ---------------------------------------------------------------------------------
 
