@@ -202,6 +202,22 @@ class Socket:
                     raise _refusal(body, flags) or NetlinkError(0, "no answer")
                 return body
 
+    def change_and_get(self, change: Message, question: Message) -> tuple[NetlinkError | None, bytes]:
+        """Send a change and a question at once; the refusal of the change, None if it is done, and the answer's body.
+
+        Raises NetlinkError when there is no answer.
+        """
+        first = self._send([change, question])
+        refusal = None
+        while True:
+            for kind, flags, sequence, body in self.receive():
+                if sequence == first and kind == NLMSG_ERROR:
+                    refusal = _refusal(body, flags)
+                elif sequence == first + 1:
+                    if kind == NLMSG_ERROR:
+                        raise _refusal(body, flags) or NetlinkError(0, "no answer")
+                    return refusal, body
+
     def dump(self, message: Message) -> list[tuple[int, bytes]]:
         """All (type, body) answers to a dump; repeated when the kernel says that it was interrupted by a change."""
         for _ in range(DUMP_ATTEMPTS):

@@ -13,6 +13,7 @@ from cni.diff import AddAddress, ReplaceNeighbour, SetLink, SetRoute, SetSysctl,
 from cni.errors import KernelRefused
 from cni.inet import subnet, unpacked
 from cni.netlink import (
+    ATTRIBUTE,
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
@@ -50,6 +51,7 @@ BYTE_ORDER: Literal["little", "big"] = "little" if struct.pack("=H", 1) == b"\1\
 IFF_UP, IFF_LOOPBACK, IFF_NOARP, IFF_MULTICAST = 0x1, 0x8, 0x80, 0x1000
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD, IFLA_NUM_TX_QUEUES, IFLA_LINK_NETNSID = 18, 20, 28, 31, 37
+IFLA_STATS64 = 23
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 FINGERPRINT = (IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS)
 IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 29, 1 << 3
@@ -305,6 +307,23 @@ def link_fingerprint(body: bytes) -> tuple[object, ...]:
     """What `parse_link` and `parse_parent` would make of a link, to tell whether it has changed."""
     attributes = attribute_map(body, LINK_HEADER.size)
     return LINK_HEADER.unpack_from(body)[:4], *map(attributes.get, FINGERPRINT)
+
+
+def link_essence(body: bytes) -> tuple[bytes, int, bytes]:
+    """All of a link's message as far as its counters, and IFLA_LINKINFO behind them: where it is, and its bytes.
+
+    A message with the same in the same places tells of no change that `link_fingerprint` would see, and to look for
+    that takes a tenth of the time (rtnl_fill_ifinfo in net/core/rtnetlink.c has the order).
+    """
+    offset, counters, start, end = LINK_HEADER.size, len(body), 0, 0
+    for kind, value in attributes(body, offset):
+        after = offset + ((ATTRIBUTE.size + len(value) + 3) & ~3)
+        if kind == IFLA_STATS64:
+            counters = offset + ATTRIBUTE.size  # with its header, so that nothing can have come in between
+        elif kind == IFLA_LINKINFO and offset > counters:
+            start, end = offset, after
+        offset = after
+    return body[:counters], start, body[start:end]
 
 
 def parse_parent(body: bytes) -> tuple[Parent, int]:

@@ -31,6 +31,7 @@ from cni.rtnetlink import (
     IFLA_IFNAME,
     IFLA_MASTER,
     IFLA_MTU,
+    IFLA_STATS64,
     LINK_HEADER,
     NDA_DST,
     NDA_LLADDR,
@@ -48,7 +49,6 @@ from cni.rtnetlink import (
 )
 
 RTM_DELADDR = 21
-IFLA_STATS64 = 23
 # NUD_INCOMPLETE to NUD_PROBE and NUD_NOARP: entries go through them by themselves, but not those that are permanent.
 ORDINARY_STATES = 0x01 | 0x02 | 0x04 | 0x08 | 0x10 | 0x40
 PROTO_KERNEL = 2  # RTPROT_KERNEL: what comes and goes with addresses

@@ -38,7 +38,7 @@ class Memory:
         self._pending.register(self._changes.fileno(), select.POLLIN)
         self._lock = threading.Lock()
         self._answers: dict[Hashable, Any] = {}
-        self._links: dict[int, tuple[object, ...]] = {}
+        self._links: dict[int, tuple[tuple[bytes, int, bytes], tuple[object, ...]]] = {}  # essence and fingerprint
 
     def recall(self, question: Hashable, ask: Callable[[], T]) -> T:
         """The answer to a question: as remembered, or asked for anew if anything has changed since."""
@@ -80,11 +80,18 @@ class Memory:
             self._links.pop(rtnetlink.parse_index(body), None)
         if kind != rtnetlink.RTM_NEWLINK:
             return True
-        # Many a NIC says something of its receive filter with each child that comes and goes.
-        index, seen = rtnetlink.parse_index(body), rtnetlink.link_fingerprint(body)
-        known = self._links.get(index) == seen
-        self._links[index] = seen
-        return not known
+        return self._is_news(rtnetlink.parse_index(body), body)
+
+    def _is_news(self, index: int, body: bytes) -> bool:
+        """Whether a link is another one than it was; with each child that comes and goes its parent tells of itself."""
+        known = self._links.get(index)
+        if known:
+            (head, offset, info), before = known
+            if body.startswith(head) and body.startswith(info, offset):
+                return False
+        seen = rtnetlink.link_fingerprint(body)
+        self._links[index] = rtnetlink.link_essence(body), seen
+        return not known or seen != before
 
 
 class Host(Namespace):

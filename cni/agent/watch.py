@@ -200,16 +200,14 @@ class Watch:
     # --- numbers of namespaces ---------------------------------------------------------------------------------
 
     def _number(self, fd: int) -> int:
-        """The number of a namespace in ours, given to it if it has none: a new pod takes one question."""
+        """The number of a namespace in ours; it is given one if it has none."""
         while True:
-            number = next(self._numbers)
-            body = NSID_HEADER.pack(AF_UNSPEC) + u32(NETNSA_FD, fd) + attribute(NETNSA_NSID, NSID.pack(number))
-            (refusal,) = self._requests.request([Message(RTM_NEWNSID, 0, body)])
-            if refusal is None:
-                return number
-            if refusal.errno != errno.EEXIST:  # it has a number, or somebody else has this one
+            wanted = attribute(NETNSA_NSID, NSID.pack(next(self._numbers)))
+            change = Message(RTM_NEWNSID, 0, NSID_HEADER.pack(AF_UNSPEC) + u32(NETNSA_FD, fd) + wanted)
+            refusal, answer = self._requests.change_and_get(change, rtnetlink.get_nsid(fd))
+            if refusal and refusal.errno != errno.EEXIST:  # it has a number, or somebody else has this one
                 raise refusal
-            number = rtnetlink.parse_nsid(self._requests.get(rtnetlink.get_nsid(fd)))
+            number = rtnetlink.parse_nsid(answer)
             if number != NOT_ASSIGNED:
                 return number
 

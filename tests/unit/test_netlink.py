@@ -87,3 +87,16 @@ def test_of_a_batch_every_answer_counts() -> None:
     codes = [answer.errno for answer in answers if answer]
     assert codes in ([errno.ENODEV, errno.EOPNOTSUPP, errno.ENODEV], [errno.EPERM] * 3)  # the latter for non-root
     assert after
+
+
+def test_a_change_and_a_question_about_it_go_together() -> None:
+    nobody = Message(RTM_DELLINK, 0, LINK.pack(0, 0, 0x7FFFFFFF, 0, 0))
+    with Socket() as socket:
+        refusal, body = socket.change_and_get(nobody, link("lo"))
+        assert refusal
+        assert refusal.errno in (errno.ENODEV, errno.EPERM)  # the latter for non-root
+        assert attribute_map(body, LINK.size)[IFLA_IFNAME] == b"lo\0"
+        with pytest.raises(NetlinkError) as unanswered:
+            socket.change_and_get(nobody, link("nosuchlink"))
+        assert unanswered.value.errno == errno.ENODEV
+        assert socket.get(link("lo"))

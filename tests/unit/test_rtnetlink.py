@@ -6,6 +6,8 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
@@ -15,7 +17,7 @@ from cni import rtnetlink
 from cni.attachment import MAIN_TABLE, PROTO_SHIMLAN, SCOPE_LINK, InterfaceAddress, Link, Neighbour, Route
 from cni.diff import AddAddress, ReplaceNeighbour, SetLink, SetRoute, SetUp
 from cni.frozen import replace
-from cni.netlink import HEADER, Message
+from cni.netlink import HEADER, Message, attribute, nest, text, u32
 
 LINK = Link(
     name="eth0",
@@ -181,3 +183,27 @@ def test_a_parent_that_is_a_port() -> None:
         True,
     )
     assert (parent.hardware, parent.loopback, master) == (1, False, 11)
+
+
+MTUS, COUNTERS, KINDS = st.sampled_from([1400, 1500]), st.binary(min_size=8, max_size=8), st.sampled_from(["", "veth"])
+MESSAGES = st.tuples(st.sampled_from([0, 1]), MTUS, st.sampled_from(["", "db"]), COUNTERS, KINDS, COUNTERS)
+
+
+def told(message: tuple[int, int, str, bytes, str, bytes]) -> bytes:
+    """A link as the kernel tells of it: what we mind, counters, the kind, and more counters."""
+    flags, mtu, alias, counters, kind, more = message
+    head = rtnetlink.LINK_HEADER.pack(0, 1, 2, flags, 0) + text(rtnetlink.IFLA_IFNAME, "eth0")
+    head += u32(rtnetlink.IFLA_MTU, mtu) + (text(rtnetlink.IFLA_IFALIAS, alias) if alias else b"")
+    info = nest(rtnetlink.IFLA_LINKINFO, text(rtnetlink.IFLA_INFO_KIND, kind)) if kind else b""
+    return head + attribute(rtnetlink.IFLA_STATS64, counters) + info + attribute(26, more)  # IFLA_AF_SPEC
+
+
+@given(MESSAGES, MESSAGES)
+def test_who_has_the_essence_of_a_link_is_no_other_link(first: Any, second: Any) -> None:
+    head, offset, info = rtnetlink.link_essence(told(first))
+    resembles = told(second).startswith(head) and told(second).startswith(info, offset)
+    if resembles and bool(first[4]) >= bool(second[4]):  # a link keeps its kind
+        assert rtnetlink.link_fingerprint(told(second)) == rtnetlink.link_fingerprint(told(first))
+    counted = (*first[:3], second[3], first[4], second[5])
+    assert told(counted).startswith(head)
+    assert told(counted).startswith(info, offset)
