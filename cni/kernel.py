@@ -293,8 +293,11 @@ class Namespace:
 
     def delete_link(self, index: int) -> None:
         """Delete a link; returns when it is gone. Raises KernelRefused."""
-        with self._socket.hearing(rtnetlink.RTNLGRP_LINK):
-            deletion.delete_link(self._socket, self._open_socket, index, self._background)
+        try:
+            with self._socket.hearing(rtnetlink.RTNLGRP_LINK):
+                deletion.delete_link(self._socket, self._open_socket, index, self._background)
+        except NetlinkError as error:
+            raise KernelRefused(f"cannot hear of links: {error.strerror}") from error
 
 
 def _write_sysctl(change: SetSysctl) -> None:
@@ -394,7 +397,7 @@ def facts(conf: NetConf, namespace: Namespace, vlan: Vlan | None = None) -> Fact
     return Facts(parent, own, reached, shim_mac, vlan)
 
 
-def question(conf: NetConf, vlan: Vlan | None) -> tuple[Hashable, ...]:
+def question_of_facts(conf: NetConf, vlan: Vlan | None) -> tuple[Hashable, ...]:
     """All that the answer of `facts` depends on besides the kernel."""
     return "facts", conf.master, conf.shim, _families(conf), vlan
 

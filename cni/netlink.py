@@ -137,8 +137,14 @@ class Socket:
 
     @contextmanager
     def hearing(self, group: int) -> Iterator[None]:
-        """Hear a multicast group for the time of a block; what was heard and not received by then is dropped."""
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        """Hear a multicast group for the time of a block; what was heard and not received by then is dropped.
+
+        Raises NetlinkError when the kernel is short of memory.
+        """
+        try:
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        except OSError as error:
+            raise NetlinkError(error.errno, error.strerror) from error
         try:
             yield
         finally:

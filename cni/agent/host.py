@@ -116,7 +116,7 @@ class Host(Namespace):
         return self._memory.recall(("default",), super().default_link)
 
     def facts(self, conf: NetConf, vlan: Vlan | None = None) -> Facts:
-        return self._memory.recall(kernel.question(conf, vlan), lambda: super(Host, self).facts(conf, vlan))
+        return self._memory.recall(kernel.question_of_facts(conf, vlan), lambda: super(Host, self).facts(conf, vlan))
 
     def delete_link(self, index: int) -> None:
         super().delete_link(index)

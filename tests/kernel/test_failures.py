@@ -148,3 +148,25 @@ assert host.link("shim2") is None
 assert set(os.listdir("/proc/self/fd")) == before
 """
     lab.host.run(sys.executable, "-c", program)
+
+
+@pytest.mark.without_agent("no plugin is called")
+def test_who_has_deleted_a_link_hears_no_more_of_links_and_is_answered_as_before(lab: Lab) -> None:
+    lab.pod("a")
+    program = """
+import socket
+from cni.kernel import Namespace
+
+host = Namespace()
+parent = host.link("eth0")
+host.delete_link(host.link("shim2").index)
+heard = socket.socket(fileno=host._socket.fileno())
+try:
+    print(heard.recv(1 << 16, socket.MSG_DONTWAIT))
+except BlockingIOError:
+    pass
+assert host.link("eth0") == parent
+host.delete_link(parent.index)
+assert host.link("eth0") is None
+"""
+    assert lab.host.run(sys.executable, "-c", program).stdout == ""
