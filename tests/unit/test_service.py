@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -203,9 +203,11 @@ def _on_threads_of_their_own() -> None:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads wait for work for a moment only."""
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Threads wait for work for a moment only, also those that still have some when the test ends."""
     monkeypatch.setattr(background, "IDLE_SECONDS", 0.05)
+    yield
+    assert eventually(lambda: threads() == 0)
 
 
 class Gate:
