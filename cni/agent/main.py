@@ -7,7 +7,6 @@ import os
 import resource
 import signal
 import sys
-import threading
 from collections import defaultdict
 from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING
@@ -54,9 +53,7 @@ def run(settings: Settings) -> int:
     os.umask(0o077)
     netns.settle()
     agent = Agent(settings, _listener(settings), journal)
-    told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
+    told = _end_of_signals()
     compile_constructors()
     gc.collect()
     gc.freeze()
@@ -64,11 +61,25 @@ def run(settings: Settings) -> int:
     agent.start()
     journal.info(f"shimlan {__version__} serves {settings.socket}, state in {settings.state_dir}")
     _tell_systemd("READY=1", journal)
-    told.wait()
+    os.read(told, 1)
     _tell_systemd("STOPPING=1", journal)
     finished = agent.stop()
     journal.info("stopped" if finished else f"stopped, with requests unfinished after {settings.stop_seconds} s")
     return STOPPED if finished else UNFINISHED
+
+
+def _end_of_signals() -> int:
+    """A descriptor that can be read from as soon as we are told to stop.
+
+    The interpreter writes into it on whatever thread a signal finds. Not a `threading.Event`: setting one takes a lock,
+    and the signal may have come while that was held by the very code that it has interrupted.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return reader
 
 
 class Agent:

@@ -115,7 +115,7 @@ class Agent:
         """A process of it, which may be another one beside that of `start`."""
         where = ("--socket", self.socket, "--state-dir", self._lab.data_dir)
         command = [*self._lab.host.enter_words, *self._prefix, SHIMLANCTL, "agent", *where, *self._options, *options]
-        env = {**os.environ, **self._environ, **environ}
+        env = {**os.environ, "PYTHONFAULTHANDLER": "1", **self._environ, **environ}
         process = subprocess.Popen(command, stderr=self._log, env=env, pass_fds=self._pass_fds)
         self._launched.append(process)
         return process
@@ -135,7 +135,12 @@ class Agent:
     def _end(self) -> int:
         assert self._process is not None
         process, self._process = self._process, None
-        return process.wait(STOP_SECONDS)
+        try:
+            return process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # what its threads are doing goes to the log
+            process.wait(STOP_SECONDS)
+            raise
 
     def _leave_nobody(self) -> None:
         """End what a test that failed has left."""

@@ -545,6 +545,18 @@ def test_a_request_that_takes_too_long_is_left_behind(lab: Lab, client: Path, tm
         assert inventory(lab, pod) == before
 
 
+def test_who_cannot_wait_does_not_keep_it_from_ending(lab: Lab, agent: Agent) -> None:
+    """Signals that come while others are being dealt with."""
+    for _ in range(size(5, 40)):
+        pid = agent.pid
+        for _ in range(3000):
+            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGINT)
+        assert agent.stop() == 0
+        agent.start()
+    lab.pod("pod").check()
+
+
 def test_it_ends_early_as_well(lab: Lab, agent: Agent) -> None:
     """Whatever it is doing when it is told to stop while it starts."""
     assert agent.stop() == 0
