@@ -27,10 +27,10 @@ from cni.agent.wire import Answer, ProtocolError, Request
 ACCEPT_SECONDS = 1  # without a connection, then a worker looks whether it is still needed
 TIMEVAL = struct.Struct("@ll")
 
-WORKERS = min(8, 1 + len(os.sched_getaffinity(0)))  # that should be ready to accept: more only fight for the GIL
+WORKERS = 2  # that should be ready to accept: more only fight for the GIL
 MOST_WORKERS = 256
 STACK_BYTES = 2 << 20  # Python 3.13 lets C code nest 10,000 calls: 1.5 MB of stack when JSON is read
-STUCK_SECONDS = 0.25  # a request that takes longer waits for something, and leaves the processor to others
+STUCK_SECONDS = 0.1  # a request that takes longer waits for something, and leaves the processor to others
 TICK_SECONDS = 0.05  # between two looks at the workers while all of them are busy
 
 PATIENCE_SECONDS = 0.005  # of a worker with a request that is on its way
