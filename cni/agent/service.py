@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cni.config import NetConf
     from cni.protocol import Call
 
-MOST_IDLE = 8  # sockets that are kept for the next requests
+MOST_IDLE = 2  # sockets that are kept for the next requests; so many are served at a time, as a rule
 
 
 class Service:
