@@ -35,6 +35,8 @@ else:
 FILE = "shimlan.db"
 BUSY_SECONDS = 5.0
 MAX_WAL = 512 << 10  # bytes
+# Of pages that are kept in memory. A transaction touches some twenty, however many leases there are.
+CACHE_KIBIBYTES = 256
 COMPANIONS = ("", "-wal", "-shm")  # the database and the files that SQLite keeps beside it
 
 # What leads from schema version n to n + 1 stands at index n; an entry is never changed once it was released.
@@ -319,6 +321,7 @@ def _connect(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     # The first statement touches the file: by now, under the lock, and not later.
     connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIBIBYTES}")
     return connection
 
 

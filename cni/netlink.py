@@ -49,6 +49,9 @@ UNPACK_ATTRIBUTE = ATTRIBUTE.unpack_from
 RECEIVE_BYTES = (
     1 << 16
 )  # more than the kernel puts into one (netlink_dump in af_netlink.c); 128 KiB and more cost a mmap(2)
+MOST_BUFFERS = 2  # that are kept; more threads than that seldom receive at the same time
+# To take one for each datagram and shrink it would leave a process that stays with a heap full of holes.
+_buffers: list[memoryview] = []  # those that nobody is receiving into
 DUMP_ATTEMPTS = 5
 MESSAGES_AT_ONCE = 64
 
@@ -252,15 +255,25 @@ class Socket:
 
     def receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         """The (type, flags, sequence, body)s of the next datagram; waits for it."""
-        try:
-            data = self._socket.recv(RECEIVE_BYTES)
-        except OSError as error:
-            raise NetlinkError(error.errno, error.strerror) from error
+        data = self._datagram()
         offset = 0
         while offset + HEADER.size <= len(data):
             length, kind, flags, sequence, _ = HEADER.unpack_from(data, offset)
             yield kind, flags, sequence, data[offset + HEADER.size : offset + length]
             offset += (length + 3) & ~3
+
+    def _datagram(self) -> bytes:
+        try:
+            buffer = _buffers.pop()
+        except IndexError:
+            buffer = memoryview(bytearray(RECEIVE_BYTES))
+        try:
+            return bytes(buffer[: self._socket.recv_into(buffer)])
+        except OSError as error:
+            raise NetlinkError(error.errno, error.strerror) from error
+        finally:
+            if len(_buffers) < MOST_BUFFERS:
+                _buffers.append(buffer)
 
     def _send(self, messages: Iterable[Message]) -> int:
         first = self._sequence + 1
