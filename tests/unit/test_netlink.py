@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import struct
+from concurrent.futures import ThreadPoolExecutor
+from socket import if_nameindex
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cni import netlink
 from cni.netlink import (
     Message,
     NetlinkError,
@@ -100,3 +103,16 @@ def test_a_change_and_a_question_about_it_go_together() -> None:
             socket.change_and_get(nobody, link("nosuchlink"))
         assert unanswered.value.errno == errno.ENODEV
         assert socket.get(link("lo"))
+
+
+def test_threads_do_not_read_what_others_have_received() -> None:
+    def asked(name: str) -> set[bytes]:
+        with Socket() as socket:
+            return {
+                attribute_map(body, LINK.size)[IFLA_IFNAME] for body in (socket.get(link(name)) for _ in range(200))
+            }
+
+    names = [name for _, name in if_nameindex()]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(asked, names * 8)) == [{name.encode() + b"\0"} for name in names * 8]
+    assert 0 < len(netlink._buffers) <= netlink.MOST_BUFFERS
