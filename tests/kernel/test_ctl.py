@@ -127,6 +127,7 @@ class TestStatus:
         assert json.loads(operator.run("pool", "usage", "-o", "json", "--network", "lan")) == listing["pools"]
         assert json.loads(operator.run("pool", "usage", "-o", "json", "--network", "other")) == []
 
+    @pytest.mark.without_agent("it keeps the host by itself")
     def test_what_is_wrong(self, lab: Lab, operator: Operator) -> None:
         pods = {name: lab.pod(name) for name in ("dead", "moved", "changed", "well")}
         kill(pods["dead"])
