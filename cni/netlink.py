@@ -202,27 +202,23 @@ class Socket:
 
     def get(self, message: Message) -> bytes:
         """The body of the one answer to a request; raises NetlinkError (ENODEV, ENOENT...) when there is none."""
-        first = self._send([message])
-        while True:
-            for kind, flags, sequence, body in self.receive():
-                if sequence != first:
-                    continue
-                if kind == NLMSG_ERROR:
-                    raise _refusal(body, flags) or NetlinkError(0, "no answer")
-                return body
+        return self._answer(self._send([message]))[1]
 
     def change_and_get(self, change: Message, question: Message) -> tuple[NetlinkError | None, bytes]:
         """Send a change and a question at once; the refusal of the change, None if it is done, and the answer's body.
 
         Raises NetlinkError when there is no answer.
         """
-        first = self._send([change, question])
+        return self._answer(self._send([change, question]) + 1)
+
+    def _answer(self, number: int) -> tuple[NetlinkError | None, bytes]:
+        """The refusal of the message before that one, if any comes, and the body of the one answer to that one."""
         refusal = None
         while True:
             for kind, flags, sequence, body in self.receive():
-                if sequence == first and kind == NLMSG_ERROR:
+                if sequence == number - 1 and kind == NLMSG_ERROR:
                     refusal = _refusal(body, flags)
-                elif sequence == first + 1:
+                elif sequence == number:
                     if kind == NLMSG_ERROR:
                         raise _refusal(body, flags) or NetlinkError(0, "no answer")
                     return refusal, body
