@@ -1,8 +1,8 @@
 """Deleting a link without waiting for RCU.
 
-The answer to RTM_DELLINK comes after some 17 ms of RCU waits (netdev_run_todo in net/core/dev.c); the notification
-comes at once, and then name and MAC are free. Somebody in the background sits out the wait: a child process of the
-one-shot plugin, a thread of a process that stays.
+The answer to RTM_DELLINK comes after some 17 ms of RCU waits (netdev_run_todo in net/core/dev.c), for which sending the
+request takes that long; the notification comes at once, and then name and MAC are free. Somebody in the background sits
+out the wait: a child process of the one-shot plugin, a thread of a process that stays.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import errno
 import os
 import select
 import time
-from contextlib import suppress
 
 from cni import rtnetlink
-from cni.errors import CniError, KernelRefused
-from cni.netlink import NetlinkError
+from cni.errors import KernelRefused
+from cni.netlink import NLMSG_ERROR, NetlinkError, refusal_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,82 +22,65 @@ if TYPE_CHECKING:
 
     from cni.netlink import Socket
 
-    # Runs an action that yields a number in the background; the descriptor returned yields that number as one byte,
-    # and is the caller's to close. Raises OSError.
-    Background = Callable[[Callable[[], int]], int]
+    # Writes bytes to a descriptor in the background, however long that takes, and whether or not the caller closes it
+    # meanwhile. Raises OSError when there is nobody to do it.
+    Background = Callable[[int, bytes], None]
 
-DELETE_SECONDS = 20.0
+# For an answer; who was to send the request may have been killed before, and the link be there still.
+ANSWER_SECONDS = 1.0
 
 
-def delete_link(watch: Socket, connect: Callable[[], Socket], index: int, background: Background) -> None:
+def delete_link(socket: Socket, index: int, background: Background) -> None:
     """Delete a link; returns when the kernel says that it is gone. Raises KernelRefused.
 
-    `watch` hears the link notifications of the namespace, `connect` opens another socket there.
+    `socket` hears the link notifications of the namespace. The kernel's answer may come to it after the return.
     """
+    message = rtnetlink.delete_link(index)
+    number, request = socket.frame(message)
     try:
-        done = background(lambda: _delete(connect, index))
+        background(socket.fileno(), request)
+        known = _hear_of(socket, number, index)
     except OSError:  # no more processes or descriptors: the wait is the lesser evil
-        _raise_unless_gone(bytes([_delete(connect, index)]))
-        return
-    try:
-        _wait_until_gone(watch, done, index)
-    finally:
-        os.close(done)
+        known = False
+    if not known:
+        _raise_unless_gone(*socket.request([message]))
 
 
-def _delete(connect: Callable[[], Socket], index: int) -> int:
-    try:
-        with connect() as sender:
-            (error,) = sender.request([rtnetlink.delete_link(index)])
-    except NetlinkError as failure:
-        error = failure
-    except CniError:
-        return errno.EIO
-    return (error.errno or errno.EIO) & 0xFF if error else 0
+def _hear_of(socket: Socket, number: int, index: int) -> bool:
+    """Whether the kernel has said that a link is gone, in answer to the request with that number or by notification."""
+    poll = select.poll()
+    poll.register(socket.fileno(), select.POLLIN)
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while (left := deadline - time.monotonic()) > 0 and poll.poll(left * 1000):
+        try:
+            for kind, flags, sequence, body in socket.receive():
+                if rtnetlink.is_deletion(kind, body, index):
+                    return True
+                if kind == NLMSG_ERROR and sequence == number:
+                    _raise_unless_gone(refusal_of(body, flags))
+                    return True
+        except NetlinkError as error:
+            if error.errno != errno.ENOBUFS:  # too many notifications; the answer will do
+                raise
+    return False
 
 
-def in_child(action: Callable[[], int]) -> int:
+def _raise_unless_gone(error: NetlinkError | None) -> None:
+    if error and error.errno != errno.ENODEV:
+        raise KernelRefused(f"cannot remove the link: {error.strerror}") from error
+
+
+def in_child(fd: int, data: bytes) -> None:
     """A `Background` that is a child process; it lets go of the standard streams at once.
 
     A runtime reads ours until the last holder has closed them.
     """
-    reader, writer = os.pipe()
-    try:
-        child = os.fork()
-    except OSError:
-        os.close(reader)
-        os.close(writer)
-        raise
-    if child:
-        os.close(writer)
-        return reader
+    if os.fork():
+        return
     try:
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(null, stream)
-        os.close(reader)
-        os.write(writer, bytes([action()]))
+        os.write(fd, data)
     finally:
         os._exit(0)
-
-
-def _wait_until_gone(watch: Socket, done: int, index: int) -> None:
-    poller = select.poll()
-    poller.register(watch.fileno(), select.POLLIN)
-    poller.register(done, select.POLLIN)
-    deadline = time.monotonic() + DELETE_SECONDS
-    while (left := deadline - time.monotonic()) > 0:
-        for fd, _ in poller.poll(left * 1000):
-            if fd == done:
-                _raise_unless_gone(os.read(done, 1))
-                return
-            with suppress(OSError):  # ENOBUFS: too many notifications; the child's answer will do
-                if any(rtnetlink.is_deletion(kind, body, index) for kind, _, _, body in watch.receive()):
-                    return
-    raise KernelRefused(f"the kernel did not remove the link within {DELETE_SECONDS:.0f} s")
-
-
-def _raise_unless_gone(answer: bytes) -> None:
-    code = answer[0] if answer else errno.EIO
-    if code not in (0, errno.ENODEV):
-        raise KernelRefused(f"cannot remove the link: {os.strerror(code)}")

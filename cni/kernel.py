@@ -45,12 +45,9 @@ class Namespace:
     def __init__(self, fd: int | None = None, background: Background = deletion.in_child) -> None:
         self.fd = fd
         self._background = background
-        self._socket = self._open_socket()
-
-    def _open_socket(self) -> Socket:
         try:
-            with netns.entered(self.fd):
-                return Socket()
+            with netns.entered(fd):
+                self._socket = Socket()
         except OSError as error:
             raise KernelRefused(f"cannot open a netlink socket: {error.strerror}") from error
 
@@ -269,14 +266,11 @@ class Namespace:
         messages = [rtnetlink.encode(change, index) for change in changes]
         start, deadline = 0, time.monotonic() + MAC_RETRY_SECONDS
         while True:
-            answers = self._request(messages[start:])
-            refused = zip(answers, changes[start:], strict=True)
-            failed = next((number for number, pair in enumerate(refused) if _is_failure(*pair)), None)
+            refused = ((number, error) for number, error in enumerate(self._request(messages[start:]), start) if error)
+            failed = next((each for each in refused if not _stands_already(changes[each[0]], each[1])), None)
             if failed is None:
                 return
-            start += failed
-            error = answers[failed]
-            assert error is not None
+            start, error = failed
             if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
                 raise _explained(changes[start], error)
             time.sleep(MAC_RETRY_PAUSE)
@@ -295,7 +289,7 @@ class Namespace:
         """Delete a link; returns when it is gone. Raises KernelRefused."""
         try:
             with self._socket.hearing(rtnetlink.RTNLGRP_LINK):
-                deletion.delete_link(self._socket, self._open_socket, index, self._background)
+                deletion.delete_link(self._socket, index, self._background)
         except NetlinkError as error:
             raise KernelRefused(f"cannot hear of links: {error.strerror}") from error
 
@@ -336,9 +330,9 @@ def _link_name(change: Change) -> str:
     return change.link if isinstance(change.link, str) else change.link.name
 
 
-def _is_failure(answer: NetlinkError | None, change: Change) -> bool:
-    """Whether a change was refused; a route that stands there in every detail is as good as set."""
-    return answer is not None and not (answer.errno == errno.EEXIST and isinstance(change, SetRoute))
+def _stands_already(change: Change, error: NetlinkError) -> bool:
+    """Whether a change was refused because it is done: a route that stands there in every detail is as good as set."""
+    return error.errno == errno.EEXIST and isinstance(change, SetRoute)
 
 
 def _is_same(link: Link, wanted: Link) -> bool:

@@ -45,6 +45,7 @@ NETLINK_GET_STRICT_CHK = 12
 
 HEADER = struct.Struct("=IHHII")
 ATTRIBUTE = struct.Struct("=HH")
+U32 = struct.Struct("=HHI")  # an attribute that holds a number
 UNPACK_ATTRIBUTE = ATTRIBUTE.unpack_from
 RECEIVE_BYTES = (
     1 << 16
@@ -76,7 +77,7 @@ def attribute(kind: int, payload: bytes) -> bytes:
 
 def u32(kind: int, value: int) -> bytes:
     """An attribute holding a 32-bit number in host order."""
-    return attribute(kind, struct.pack("=I", value))
+    return U32.pack(U32.size, kind, value)
 
 
 def text(kind: int, value: str) -> bytes:
@@ -184,7 +185,7 @@ class Socket:
             for kind, flags, sequence, body in self.receive():
                 number = sequence - first
                 if kind == NLMSG_ERROR and 0 <= number < len(messages):
-                    answers[number] = _refusal(body, flags)
+                    answers[number] = refusal_of(body, flags)
                     if number == len(messages) - 1:
                         return answers
 
@@ -196,7 +197,7 @@ class Socket:
         while waiting:
             for kind, flags, sequence, body in self.receive():
                 if kind == NLMSG_ERROR and sequence >= first:
-                    if refusal := _refusal(body, flags):
+                    if refusal := refusal_of(body, flags):
                         raise refusal
                     waiting -= 1
 
@@ -217,10 +218,10 @@ class Socket:
         while True:
             for kind, flags, sequence, body in self.receive():
                 if sequence == number - 1 and kind == NLMSG_ERROR:
-                    refusal = _refusal(body, flags)
+                    refusal = refusal_of(body, flags)
                 elif sequence == number:
                     if kind == NLMSG_ERROR:
-                        raise _refusal(body, flags) or NetlinkError(0, "no answer")
+                        raise refusal_of(body, flags) or NetlinkError(0, "no answer")
                     return refusal, body
 
     def dump(self, message: Message) -> list[tuple[int, bytes]]:
@@ -242,11 +243,11 @@ class Socket:
                 interrupted = interrupted or bool(flags & NLM_F_DUMP_INTR)
                 if kind == NLMSG_DONE:
                     # With NETLINK_GET_STRICT_CHK what is wrong with the question is told here (netlink_dump_done).
-                    if refusal := _refusal(body, flags) if len(body) >= 4 else None:
+                    if refusal := refusal_of(body, flags) if len(body) >= 4 else None:
                         raise refusal
                     return answers, interrupted
                 if kind == NLMSG_ERROR:
-                    raise _refusal(body, flags) or NetlinkError(0, "no answer")
+                    raise refusal_of(body, flags) or NetlinkError(0, "no answer")
                 answers.append((kind, body))
 
     def receive(self) -> Iterator[tuple[int, int, int, bytes]]:
@@ -271,22 +272,29 @@ class Socket:
             if len(_buffers) < MOST_BUFFERS:
                 _buffers.append(buffer)
 
+    def frame(self, message: Message) -> tuple[int, bytes]:
+        """A request that asks for an answer, for somebody else to send: its sequence number and its bytes."""
+        packed = self._pack(Message(message.kind, message.flags | NLM_F_ACK, message.body))
+        return self._sequence, packed
+
     def _send(self, messages: Iterable[Message]) -> int:
         first = self._sequence + 1
-        packed = []
-        for message in messages:
-            self._sequence += 1
-            length = HEADER.size + len(message.body)
-            header = HEADER.pack(length, message.kind, message.flags | NLM_F_REQUEST, self._sequence, 0)
-            packed.append(header + message.body + bytes(-length % 4))
+        packed = b"".join([self._pack(message) for message in messages])
         try:
-            self._socket.send(b"".join(packed))
+            self._socket.send(packed)
         except OSError as error:
             raise NetlinkError(error.errno, error.strerror) from error
         return first
 
+    def _pack(self, message: Message) -> bytes:
+        self._sequence += 1
+        length = HEADER.size + len(message.body)
+        header = HEADER.pack(length, message.kind, message.flags | NLM_F_REQUEST, self._sequence, 0)
+        return header + message.body + bytes(-length % 4)
 
-def _refusal(body: bytes, flags: int) -> NetlinkError | None:
+
+def refusal_of(body: bytes, flags: int) -> NetlinkError | None:
+    """What an answer of type NLMSG_ERROR says of its request: None that it is done, else why it is not."""
     (code,) = struct.unpack_from("=i", body)
     if code == 0:
         return None

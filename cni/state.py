@@ -239,19 +239,18 @@ class Nics:
 
 def encode(attachment: Attachment) -> str:
     """An attachment as JSON."""
-    fields = _fields(attachment, attachment.__match_args__)
-    return quickjson.dumps({"format": FORMAT, **fields}, compact=True, default=_plain)
+    return quickjson.dumps({"format": FORMAT, **_fields(attachment)}, compact=True, default=_plain)
 
 
-def _fields(value: object, names: tuple[str, ...]) -> dict[str, Any]:
-    fields = value.__dict__
-    return {name: fields[name] for name in names}
+def _fields(value: object) -> dict[str, Any]:
+    """The fields of a @frozen object in the order of its class, whatever the order in which they were given."""
+    names: tuple[str, ...] = value.__match_args__  # type: ignore[attr-defined]  # of every @frozen class
+    return dict(zip(names, map(value.__dict__.__getitem__, names), strict=True))
 
 
 def _plain(value: object) -> object:
     """What JSON knows instead of a value of ours, or of an address."""
-    names = getattr(value, "__match_args__", None)  # of every @frozen class
-    return _fields(value, names) if names else str(value)
+    return _fields(value) if hasattr(value, "__match_args__") else str(value)
 
 
 def decode(text: str) -> Attachment:

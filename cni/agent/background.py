@@ -1,7 +1,7 @@
 """Waiting for the kernel on threads: what `cni.deletion` leaves to somebody in the background.
 
 One thread per deletion under way, as each of them sits in a system call for some 17 ms; threads that are free wait for
-the next one for a while. Nothing here knows what it runs.
+the next one for a while. Nothing here knows what it writes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 
 IDLE_SECONDS = 10.0
@@ -20,24 +19,22 @@ class Background:
     """A `cni.deletion.Background` for processes that stay."""
 
     def __init__(self) -> None:
-        self._work: queue.SimpleQueue[tuple[Callable[[], int], int]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
         self._free = threading.Semaphore(0)
         self._threads = threading.BoundedSemaphore(MOST)
 
-    def __call__(self, action: Callable[[], int]) -> int:
-        """Run an action on a thread; the descriptor returned yields its number as one byte. Raises OSError."""
-        reader, writer = os.pipe()
+    def __call__(self, fd: int, data: bytes) -> None:
+        """Write to a descriptor on a thread; it may be closed meanwhile. Raises OSError."""
+        copy = os.dup(fd)
         try:
             self._engage()
         except OSError:
-            os.close(reader)
-            os.close(writer)
+            os.close(copy)
             raise
-        self._work.put((action, writer))
-        return reader
+        self._work.put((copy, data))
 
     def _engage(self) -> None:
-        """Have a thread wait for one more action: one that is free, or another one. Raises OSError."""
+        """Have a thread wait for one more task: one that is free, or another one. Raises OSError."""
         if self._free.acquire(blocking=False):
             return
         if not self._threads.acquire(blocking=False):
@@ -51,13 +48,13 @@ class Background:
     def _run(self) -> None:
         try:
             while task := self._next():
-                _perform(*task)
+                _write(*task)
                 self._free.release()
         finally:
             self._threads.release()
 
-    def _next(self) -> tuple[Callable[[], int], int] | None:
-        """What to do next; None to end."""
+    def _next(self) -> tuple[int, bytes] | None:
+        """What to write next; None to end."""
         while True:
             try:
                 return self._work.get(timeout=IDLE_SECONDS)
@@ -67,10 +64,8 @@ class Background:
                 # Somebody has just counted on this thread.
 
 
-def _perform(action: Callable[[], int], writer: int) -> None:
-    try:
-        number = action()
-        with suppress(BrokenPipeError):  # whoever asked has heard from the kernel, and gone on
-            os.write(writer, bytes([number]))
-    finally:
-        os.close(writer)
+def _write(fd: int, data: bytes) -> None:
+    """Write to a descriptor and close it; whoever waits for an effect in vain finds out by himself."""
+    with suppress(OSError):
+        os.write(fd, data)
+    os.close(fd)

@@ -27,6 +27,7 @@ T = TypeVar("T")
 # include/uapi/linux/rtnetlink.h.
 GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 MOST = 1024  # answers; a host has some ten parents
+UNKNOWN: Any = object()  # None is an answer
 
 
 class Memory:
@@ -45,9 +46,9 @@ class Memory:
         with self._lock:
             self._forget_if_changed()
             answers = self._answers
-            if question in answers:
-                known: T = answers[question]
-                return known
+        known: T = answers.get(question, UNKNOWN)
+        if known is not UNKNOWN:
+            return known
         answer = ask()
         # What was asked for before a change goes into the dictionary of that time, which nobody reads any more.
         if len(answers) < MOST:

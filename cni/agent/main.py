@@ -23,7 +23,7 @@ from cni.agent.service import Service
 from cni.agent.waiting import REASONS
 from cni.database import Database, boot_id
 from cni.errors import IOFailure
-from cni.frozen import compile_constructors
+from cni.frozen import compile_methods
 from cni.kernel import Namespace
 from cni.state import Nics, Records
 from ipam.store import LeaseStore
@@ -54,7 +54,7 @@ def run(settings: Settings) -> int:
     netns.settle()
     agent = Agent(settings, _listener(settings), journal)
     told = _end_of_signals()
-    compile_constructors()
+    compile_methods()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE)

@@ -151,22 +151,72 @@ assert set(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.without_agent("no plugin is called")
+def test_a_link_is_deleted_though_whoever_was_to_do_it_got_killed(lab: Lab) -> None:
+    lab.pod("a")
+    program = """
+from cni.kernel import Namespace
+
+host = Namespace(background=lambda fd, request: None)
+host.delete_link(host.link("shim2").index)
+assert host.link("shim2") is None
+"""
+    lab.host.run(sys.executable, "-c", program)
+
+
+@pytest.mark.without_agent("no plugin is called")
+@pytest.mark.parametrize("background", ["cni.deletion.in_child", "cni.agent.background.Background()"])
+def test_why_a_link_cannot_be_deleted_is_told(lab: Lab, background: str) -> None:
+    program = f"""
+import cni.agent.background
+import cni.deletion
+from cni.errors import KernelRefused
+from cni.kernel import Namespace
+
+host = Namespace(background={background})
+try:
+    host.delete_link(host.link("lo").index)
+except KernelRefused as error:
+    print(error.msg)
+"""
+    told = lab.host.run(sys.executable, "-c", program).stdout
+    assert told == "cannot remove the link: Operation not supported\n"
+
+
+@pytest.mark.without_agent("no plugin is called")
+@pytest.mark.parametrize("background", ["cni.deletion.in_child", "cni.agent.background.Background()"])
+def test_a_link_that_is_gone_already_is_deleted(lab: Lab, background: str) -> None:
+    program = f"""
+import cni.agent.background
+import cni.deletion
+from cni.kernel import Namespace
+
+host = Namespace(background={background})
+host.delete_link(1000)
+"""
+    lab.host.run(sys.executable, "-c", program)
+
+
+@pytest.mark.without_agent("no plugin is called")
 def test_who_has_deleted_a_link_hears_no_more_of_links_and_is_answered_as_before(lab: Lab) -> None:
     lab.pod("a")
     program = """
-import socket
+import socket, struct, time
 from cni.kernel import Namespace
 
+NLMSG_ERROR = 2
 host = Namespace()
 parent = host.link("eth0")
 host.delete_link(host.link("shim2").index)
+Namespace().delete_link(parent.index)
+time.sleep(0.1)
 heard = socket.socket(fileno=host._socket.fileno())
+answer = heard.recv(1 << 16, socket.MSG_DONTWAIT)
+assert struct.unpack_from("=IH", answer)[1] == NLMSG_ERROR  # the one that was not waited for
 try:
     print(heard.recv(1 << 16, socket.MSG_DONTWAIT))
 except BlockingIOError:
     pass
-assert host.link("eth0") == parent
-host.delete_link(parent.index)
 assert host.link("eth0") is None
+assert host.link("lo").name == "lo"
 """
     assert lab.host.run(sys.executable, "-c", program).stdout == ""

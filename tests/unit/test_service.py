@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -172,14 +173,6 @@ def bytes_kept(cache: Configurations) -> int:
 SOON = 10.0  # seconds in which something happens even on a busy machine
 
 
-def answer(reader: int) -> bytes:
-    """What an action in the background has yielded; empty when it failed."""
-    try:
-        return os.read(reader, 1)
-    finally:
-        os.close(reader)
-
-
 def eventually(question: Callable[[], bool]) -> bool:
     until = time.monotonic() + SOON
     while not (yes := question()) and time.monotonic() < until:
@@ -187,9 +180,38 @@ def eventually(question: Callable[[], bool]) -> bool:
     return yes
 
 
-def yielding(number: int) -> Callable[[], int]:
-    """An action that is done at once."""
-    return lambda: number
+class Pipe:
+    """Something to write to, and what was written."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+
+    def fill(self) -> Pipe:
+        """From now on whoever writes to it waits until it is read."""
+        os.set_blocking(self.writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(self.writer, bytes(4096))
+        os.set_blocking(self.writer, True)
+        return self
+
+    def written(self, run: Background, data: bytes) -> Pipe:
+        """The same with that being written to it in the background; we close our end at once."""
+        try:
+            run(self.writer, data)
+        finally:
+            os.close(self.writer)
+        return self
+
+    def read(self) -> bytes:
+        """Everything until the last writer has closed it, but for what filled it."""
+        with open(self.reader, "rb") as file:
+            return file.read().lstrip(b"\0")
+
+
+def answer(run: Background, data: bytes) -> bytes:
+    """What comes of writing in the background."""
+    return Pipe().written(run, data).read()
 
 
 def threads() -> int:
@@ -210,60 +232,44 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert eventually(lambda: threads() == 0)
 
 
-class Gate:
-    """Actions that all wait until it opens."""
-
-    def __init__(self) -> None:
-        self.passed = threading.Event()
-
-    def action(self, number: int) -> Callable[[], int]:
-        """An action that yields a number then."""
-
-        def wait() -> int:
-            assert self.passed.wait(SOON)
-            return number
-
-        return wait
-
-
 @pytest.mark.usefixtures("impatient")
-def test_what_an_action_yields_can_be_read() -> None:
+def test_what_is_written_arrives_though_the_caller_closes_his_end() -> None:
     run = Background()
-    assert [answer(run(yielding(number))) for number in (0, 19, 255)] == [b"\0", b"\x13", b"\xff"]
+    assert [answer(run, data) for data in (b"a", b"bc", b"d" * 1000)] == [b"a", b"bc", b"d" * 1000]
 
 
 @pytest.mark.usefixtures("impatient")
-def test_there_are_as_many_threads_as_actions_and_none_when_all_are_done() -> None:
-    run, gate = Background(), Gate()
-    readers = [run(gate.action(number)) for number in range(20)]
+def test_there_are_as_many_threads_as_waiting_writers_and_none_when_all_are_done() -> None:
+    run, before = Background(), descriptors()
+    pipes = [Pipe().fill().written(run, b"%d" % number) for number in range(20)]
     assert threads() == 20
-    gate.passed.set()
-    assert [answer(reader) for reader in readers] == [bytes([number]) for number in range(20)]
+    assert [pipe.read() for pipe in pipes] == [b"%d" % number for number in range(20)]
     assert eventually(lambda: threads() == 0)
-    assert answer(run(yielding(7))) == b"\x07"
+    assert descriptors() == before
+    assert answer(run, b"x") == b"x"
 
 
-def test_a_thread_that_is_free_takes_the_next_action(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_is_free_takes_the_next_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "IDLE_SECONDS", 1.0)
     run = Background()
-    for number in range(50):
-        assert answer(run(yielding(number))) == bytes([number])
+    for _ in range(50):
+        assert answer(run, b"x") == b"x"
         assert eventually(lambda: run._free._value == 1)  # threads
     assert threads() == 1
 
 
 @pytest.mark.usefixtures("impatient")
-def test_many_callers_at_once_get_their_own_answers() -> None:
+def test_many_callers_at_once_write_what_they_want() -> None:
     run = Background()
-    wrong: list[tuple[int, bytes]] = []
+    wrong: list[tuple[bytes, bytes]] = []
 
-    def ask(caller: int) -> None:
+    def ask(data: bytes) -> None:
         for _ in range(50):
-            got = answer(run(yielding(caller)))
-            if got != bytes([caller]):
-                wrong.append((caller, got))
+            got = answer(run, data)
+            if got != data:
+                wrong.append((data, got))
 
-    callers = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
+    callers = [threading.Thread(target=ask, args=(b"%d" % number,)) for number in range(16)]
     for caller in callers:
         caller.start()
     for caller in callers:
@@ -272,63 +278,49 @@ def test_many_callers_at_once_get_their_own_answers() -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_who_has_gone_on_is_not_waited_for() -> None:
-    run, gate = Background(), Gate()
-    os.close(run(gate.action(1)))
-    gate.passed.set()
-    assert answer(run(yielding(2))) == b"\x02"
-
-
-@pytest.mark.usefixtures("impatient")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
-def test_an_action_that_fails_yields_nothing_and_ends_its_thread(error: type[BaseException]) -> None:
+def test_what_cannot_be_written_does_no_harm() -> None:
     run = Background()
-
-    def fail() -> int:
-        raise error
-
     for _ in range(3):
-        assert answer(run(fail)) == b""
-    assert answer(run(yielding(7))) == b"\x07"
+        pipe = Pipe()
+        os.close(pipe.reader)
+        pipe.written(run, b"nobody reads it")
+    assert answer(run, b"x") == b"x"
     assert eventually(lambda: threads() == 0)
 
 
 @pytest.mark.usefixtures("impatient")
 def test_one_too_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "MOST", 3)
-    run, gate = Background(), Gate()
-    readers = [run(gate.action(number)) for number in range(3)]
+    run = Background()
+    pipes = [Pipe().fill().written(run, b"%d" % number) for number in range(3)]
+    spare = Pipe()
     before = descriptors()
     for _ in range(5):
         with pytest.raises(OSError, match="3 deletions are under way"):
-            run(yielding(0))
+            run(spare.writer, b"x")
     assert descriptors() == before
-    gate.passed.set()
-    assert len({answer(reader) for reader in readers}) == 3
+    assert [pipe.read() for pipe in pipes] == [b"0", b"1", b"2"]
     assert eventually(lambda: threads() == 0)
-    assert len({answer(run(gate.action(number))) for number in range(3)}) == 3
+    assert spare.written(run, b"x").read() == b"x"
 
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("shortage", ["descriptors", "threads"])
 def test_a_shortage_passes_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, shortage: str) -> None:
     monkeypatch.setattr(background, "MOST", 2)
-    run = Background()
+    run, pipe = Background(), Pipe()
     before = descriptors()
     with monkeypatch.context() as short:
         if shortage == "descriptors":
-            short.setattr(os, "pipe", no_more(OSError("Too many open files")))
+            short.setattr(os, "dup", no_more(OSError("Too many open files")))
         else:
             short.setattr(threading.Thread, "start", no_more(RuntimeError("can't start new thread")))
         for _ in range(5):
             with pytest.raises(OSError, match=r"open files|start new thread"):
-                run(yielding(0))
+                run(pipe.writer, b"x")
     assert descriptors() == before
-    gate = Gate()
-    readers = [run(gate.action(number)) for number in range(2)]
-    gate.passed.set()
-    assert [answer(reader) for reader in readers] == [b"\0", b"\x01"]
+    pipes = [each.fill().written(run, b"%d" % number) for number, each in enumerate((pipe, Pipe()))]
+    assert [each.read() for each in pipes] == [b"0", b"1"]
 
 
 def no_more(error: Exception) -> Callable[..., Any]:
