@@ -199,7 +199,7 @@ def kill_at_each_step(site: Site, command: str) -> None:
     while under_way:
         if command == "DEL":
             assert forked(site.lab.host, in_process(site, "ADD")) == 0
-        # The child that waits for a deletion counts on by itself: where it dies, the verb does its work, and dies as well.
+        # The child that waits for a deletion counts on by itself; where it dies alone, the verb does its work for it.
         under_way = forked(site.lab.host, in_process(site, command, Step(step))) != 0
         assert unleased(site) == []
         assert forked(site.lab.host, in_process(site, "DEL")) == 0
