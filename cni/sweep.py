@@ -20,7 +20,7 @@ from cni.attachment import PROTO_SHIMLAN, Key
 from cni.errors import CniError, KernelRefused
 from cni.frozen import frozen
 from cni.protocol import Call
-from ipam.config import IpamConf
+from ipam.config import DEFAULT_DATA_DIR, IpamConf
 from ipam.store import RECOVERED
 
 TYPE_CHECKING = False
@@ -199,7 +199,7 @@ class _Broom:
         ips = leases.find(key.network, key.container_id, key.ifname)
         if not ips or self._node.records.find(key) or alive & set(ips):
             return
-        commands = (f"shimlanctl pool release {ip} --network {key.network} --yes" for ip in ips)
+        commands = (_release_by_hand(ip, key.network, self._node.data_dir) for ip in ips)
         finding = Finding(f"{key}: leased, but never attached", tuple(commands))
         self._clear(
             finding, partial(leases.release, key.network, key.container_id, key.ifname, IpamConf.cooldown_seconds)
@@ -211,7 +211,7 @@ class _Broom:
         alive = survey.living_addresses(self._node, self._seen)
         for lease in leases.leases(RECOVERED):
             if lease.state == "held" and lease.address not in alive:
-                command = f"shimlanctl pool release {lease.address} --network {RECOVERED} --yes"
+                command = _release_by_hand(lease.address, RECOVERED, self._node.data_dir)
                 finding = Finding(f"{lease.address}: kept for a pod that is gone", (command,))
                 self._clear(finding, partial(leases.free_recovered, [lease.address]))
 
@@ -316,8 +316,13 @@ def _by_hand(attachment: Attachment) -> Iterator[str]:
             yield from _entry_by_hand(shim_link, ip, macs.get(ip, ""))
     if attachment.leasing:
         for ip in attachment.ips:
-            yield f"shimlanctl pool release {ip} --network {key.network} --yes"
+            yield _release_by_hand(ip, key.network, attachment.leasing.data_dir)
     yield f"# forget the record of {key}"
+
+
+def _release_by_hand(ip: Address, network: str, data_dir: str) -> str:
+    where = "" if data_dir == DEFAULT_DATA_DIR else f" --state-dir {data_dir}"
+    return f"shimlanctl pool release {ip} --network {network}{where} --yes"
 
 
 def _entry_by_hand(link: Link, ip: Address, mac: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from cni import netns
 from cni.agent.background import Background
+from cni.agent.directories import Directories
 from cni.agent.events import CLEAN, Dirty
 from cni.agent.journal import Journal
 from cni.agent.metrics import Metrics
@@ -38,7 +39,7 @@ class Keeper:
 
     def __init__(
         self,
-        data_dir: str,
+        directories: Directories,
         journal: Journal,
         metrics: Metrics,
         decoded: Decoded,
@@ -54,7 +55,7 @@ class Keeper:
         self._grace_seconds = grace_seconds
         self._background = Background()
         self._reconcilers: dict[str, Reconciler] = {}
-        self._directories = [data_dir]
+        self._directories = directories
         self._requests: Callable[[], int] = lambda: 0
         self._attached: defaultdict[str, set[Key]] = defaultdict(set)  # by namespace, since we are here
         self._attaching = threading.Lock()
@@ -101,8 +102,7 @@ class Keeper:
 
     def look_after(self, data_dir: str) -> None:
         """Keep what the records of another data directory tell as well."""
-        if data_dir not in self._directories:
-            self._directories.append(data_dir)
+        if self._directories.add(data_dir):
             self._watch.wake(EVERYTHING)
 
     # --- what others may want to know --------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class Keeper:
     def _make_passes(self, dirty: Dirty) -> float:
         """A pass over each data directory; after how many seconds another one is worth while."""
         began = time.monotonic()
-        for data_dir in list(self._directories):
+        for data_dir in self._directories():
             started = time.monotonic()
             last = self._reconciler(data_dir).run(dirty)
             self._last[data_dir] = last

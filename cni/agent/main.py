@@ -8,11 +8,12 @@ import resource
 import signal
 import sys
 from collections import defaultdict
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from cni import __version__, netns, offload
+from cni import __version__, netns
 from cni.agent import systemd
+from cni.agent.directories import Directories
 from cni.agent.journal import Journal
 from cni.agent.keeper import Decoded, Keeper
 from cni.agent.listener import Listener, adopt, listen
@@ -20,21 +21,15 @@ from cni.agent.mending import KINDS
 from cni.agent.metrics import Metrics, Readings
 from cni.agent.server import FAILED, Server
 from cni.agent.service import Service
+from cni.agent.stores import Stores
 from cni.agent.waiting import REASONS
-from cni.database import Database, boot_id
 from cni.errors import IOFailure
 from cni.frozen import compile_methods
-from cni.kernel import Namespace
-from cni.state import Nics, Records
-from ipam.store import LeaseStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import TextIO
 
     from cni.agent.settings import Settings
-    from cni.offload import Use
-    from cni.state import Nic
 
 KEEPER_SECONDS = 10.0  # for the pass under way at the end
 # Objects between two collections of garbage. A request makes some thousand, and hardly any of them in circles.
@@ -90,9 +85,10 @@ class Agent:
         self._settings = settings
         metrics = self._metrics(journal)
         decoded: Decoded = defaultdict(dict)
+        self._directories = Directories(settings.state_dir, journal)
         try:
             self._keeper = Keeper(
-                settings.state_dir,
+                self._directories,
                 journal,
                 metrics,
                 decoded,
@@ -143,17 +139,15 @@ class Agent:
         self._opened.callback(served.close)
 
     def _readings(self) -> Readings:
-        database = Database(self._settings.state_dir)
-        records, leases = Records(database, boot_id()), LeaseStore(database, boot_id())
-        nics = Nics(database, boot_id())
+        stores = Stores(self._directories)
         return Readings(
             workers=lambda: self._server.workers,
             requests_in_flight=lambda: self._server.in_flight,
             waiting_connections=lambda: self._server.waiting,
             repairs_backed_off=lambda: self._keeper.backed_off,
-            attachments=records.counts,
-            pools=leases.ranges,
-            nics=lambda: _nic_use(nics.switchable(), records),
+            attachments=stores.attachments,
+            pools=stores.pools,
+            nics=stores.nics,
         )
 
     def _is_healthy(self) -> tuple[bool, str]:
@@ -167,14 +161,6 @@ class Agent:
         if not self._keeper.is_ready:
             return False, "the first look at the host is not finished"
         return self._is_healthy()
-
-
-def _nic_use(nics: Sequence[Nic], records: Records) -> tuple[Use, ...]:
-    """How NICs that can forward in hardware are used; most hosts have none."""
-    if not nics:
-        return ()
-    with closing(Namespace()) as host:
-        return tuple(offload.usage(host, nics, records.all()))
 
 
 def _nowhere() -> TextIO:

@@ -189,8 +189,8 @@ class TestGc:
             f"ip neigh del {dead.address} dev {shim}",
             f"ip route del {dead.address6} dev {shim} proto 174",
             f"ip neigh del {dead.address6} dev {shim}",
-            f"shimlanctl pool release {dead.address} --network lan --yes",
-            f"shimlanctl pool release {dead.address6} --network lan --yes",
+            f"shimlanctl pool release {dead.address} --network lan --state-dir {lab.data_dir} --yes",
+            f"shimlanctl pool release {dead.address6} --network lan --state-dir {lab.data_dir} --yes",
             f"# forget the record of eth0 of {dead.container_id} in network lan",
         ]
         assert ours(lab) == before

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,11 +103,20 @@ def shooting_range(serve: Serve) -> Iterator[Range]:
     """A range on which nothing but the lab can be written: the machine's files are mounted read-only meanwhile."""
     with Lab(directory=sandbox.SCRATCH) as lab, read_only(f"{lab.data_dir}/read-only"), serve(lab):
         target = Range(lab)
-        subprocess.run(["mount", "-o", "remount,bind,ro", "/"], check=True)
+        protect()
         try:
             yield target
         finally:
             subprocess.run(["mount", "-o", "remount,bind,rw", "/"], check=True)
+
+
+def protect() -> None:
+    """Mount the machine's files read-only, once nobody writes: what the test before has started may, for a moment."""
+    command = ["mount", "-o", "remount,bind,ro", "/"]
+    until = time.monotonic() + HANG_SECONDS
+    while (busy := subprocess.run(command, check=False).returncode) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not busy
 
 
 def refuse_constant(name: str) -> Any:

@@ -139,6 +139,33 @@ def test_a_directory_that_is_lost_is_made_anew_by_the_next_call(lab: Lab, agent:
     pod.delete()
 
 
+def test_another_data_directory_is_kept_after_a_restart_though_no_call_comes(lab: Lab, client: Path) -> None:
+    elsewhere = f"{lab.data_dir}/elsewhere"
+    with Agent(lab, client):
+        pod = lab.pod("pod", lab.conf(dataDir=elsewhere, ipam={"dataDir": elsewhere}))
+    with Agent(lab, client):
+        assert is_mended(pod)
+
+
+def test_a_data_directory_that_is_gone_is_not_made_anew_by_the_next_agent(lab: Lab, client: Path) -> None:
+    elsewhere = f"{lab.data_dir}/elsewhere"
+    with Agent(lab, client):
+        lab.pod("pod", lab.conf(dataDir=elsewhere, ipam={"dataDir": elsewhere})).delete()
+    shutil.rmtree(elsewhere)
+    with Agent(lab, client) as agent:
+        assert agent.pid
+        time.sleep(REST_SECONDS)
+    assert not os.path.exists(elsewhere)
+
+
+@pytest.mark.parametrize("noted", ["[", '{"a": 1}', '[1, "/nowhere", null]', ""])
+def test_a_damaged_note_of_data_directories_does_no_harm(lab: Lab, client: Path, noted: str) -> None:
+    os.makedirs(lab.data_dir, exist_ok=True)
+    Path(lab.data_dir, "data-dirs").write_text(noted)
+    with Agent(lab, client):
+        assert is_mended(lab.pod("pod"))
+
+
 def test_a_data_directory_that_cannot_be_kept_does_not_keep_it_from_others(lab: Lab, agent: Agent) -> None:
     pod = lab.pod("pod")
     assert lab.cni("STATUS", lab.conf(dataDir="/proc/shimlan")).json["code"] == 50
