@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cni import commands, offload, survey
+from cni.agent.directories import others
 from cni.ctl import tables
 from cni.ctl.store import add_output, add_state_dir, nothing_in, open_existing
 from cni.errors import CniError
@@ -74,7 +75,7 @@ def observe(node: Node) -> dict[str, list[Row]]:
     attachments += [_attachment(old, "stale: of an earlier boot") for old in node.records.of_earlier_boots()]
     return {
         "attachments": sorted(attachments, key=lambda row: (row["network"], row["containerID"], row["ifname"])),
-        "shims": list(_shims(node, recorded)),
+        "shims": list(_shims(node, [*recorded, *_elsewhere(node)])),
         "nics": list(_nics(node, nics, recorded)),
         "pools": [pool(use) for use in node.leases(node.data_dir).ranges()],
     }
@@ -139,6 +140,13 @@ def _tap(node: Node, attachment: Attachment) -> int:
     with node.pod_if_there(attachment.netns, own_allowed=True, id=attachment.netns_id) as pod:
         present = pod.namespace.child(link) if pod else None
     return present.index if present else 0
+
+
+def _elsewhere(node: Node) -> Iterator[Attachment]:
+    """What is recorded in other data directories that an agent looks after: those pods share our shims."""
+    for data_dir in others(node.data_dir):
+        if there := open_existing(data_dir):
+            yield from there.records.all()
 
 
 def _shims(node: Node, recorded: Sequence[Attachment]) -> Iterator[Row]:

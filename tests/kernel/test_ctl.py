@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,6 +144,17 @@ class TestStatus:
         text = operator.run("status").splitlines()
         assert text[0] == "WHAT IS WRONG"
         assert sum(line.startswith("  !  lan ") for line in text) == 3
+
+    def test_a_pod_of_another_data_directory_that_an_agent_looks_after_is_no_stranger(
+        self, lab: Lab, operator: Operator
+    ) -> None:
+        elsewhere = f"{lab.data_dir}/elsewhere"
+        lab.pod("a")
+        ranges = [[{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.210"}]]
+        lab.pod("b", lab.conf(dataDir=elsewhere, ipam={"dataDir": elsewhere, "ranges": ranges}))
+        Path(lab.data_dir, "data-dirs").write_text(json.dumps([elsewhere]))
+        (shim,) = operator.status()["shims"]
+        assert (shim["pods"], shim["state"]) == (2, "ok")
 
     def test_a_shim_without_pods_and_one_that_is_none(self, lab: Lab, operator: Operator) -> None:
         lab.pod("pod", lab.conf(shim=False))
