@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from cni.protocol import Call, Result
 
 
+# Less than runtimes and the client wait for us; a delegate that asks a DHCP server may need a minute.
+TIMEOUT_SECONDS = 90
+
+
 class DelegateError(CniError):
     """A delegate's own error, passed on with its code, message and details."""
 
@@ -62,7 +66,8 @@ def _answer(delegate: Delegation, command: str, call: Call) -> dict[str, Any]:
 
 
 def _execute(delegate: Delegation, command: str, call: Call) -> str:
-    import subprocess  # 4 ms, which networks with our own IPAM need not pay
+    import signal  # here and below: 4 ms, which networks with our own IPAM need not pay
+    import subprocess
 
     program = _find(delegate)
     environ = os.environ | {
@@ -74,20 +79,26 @@ def _execute(delegate: Delegation, command: str, call: Call) -> str:
         "CNI_PATH": delegate.path,
     }
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [program],
-            input=delegate.conf,
             env=environ,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             errors="replace",
-            check=False,
+            start_new_session=True,  # so that its children can be ended with it
         )
     except OSError as error:
         raise DelegateFailed(f"ipam.type: cannot execute {program}: {error.strerror}") from error
-    if done.returncode != 0:
-        raise _failure(delegate, command, done.returncode, done.stdout)
-    return done.stdout
+    with process:
+        try:
+            output, _ = process.communicate(delegate.conf, TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise DelegateFailed(f"{delegate.type} {command} was not done in {TIMEOUT_SECONDS} s: killed") from error
+    if process.returncode != 0:
+        raise _failure(delegate, command, process.returncode, output)
+    return output
 
 
 def _find(delegate: Delegation) -> str:

@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cni.netlink import Socket
+    from cni.netlink import Message, Socket
 
     # Writes bytes to a descriptor in the background, however long that takes, and whether or not the caller closes it
     # meanwhile. Raises OSError when there is nobody to do it.
@@ -31,19 +31,25 @@ ANSWER_SECONDS = 1.0
 
 
 def delete_link(socket: Socket, index: int, background: Background) -> None:
-    """Delete a link; returns when the kernel says that it is gone. Raises KernelRefused.
+    """Delete a link; returns when the kernel says that it is gone. Raises KernelRefused, and NetlinkError.
 
-    `socket` hears the link notifications of the namespace. The kernel's answer may come to it after the return.
+    The kernel's answer to a request that somebody sent in the background may come to the socket after the return.
     """
     message = rtnetlink.delete_link(index)
-    number, request = socket.frame(message)
-    try:
-        background(socket.fileno(), request)
-        known = _hear_of(socket, number, index)
-    except OSError:  # no more processes or descriptors: the wait is the lesser evil
-        known = False
-    if not known:
+    if not _deleted_in_background(socket, message, index, background):
+        # Not while the socket hears of links: what is not received during the wait could be too much for it.
         _raise_unless_gone(*socket.request([message]))
+
+
+def _deleted_in_background(socket: Socket, message: Message, index: int, background: Background) -> bool:
+    """Whether there was somebody to send the request, and the kernel has said that the link is gone."""
+    number, request = socket.frame(message)
+    with socket.hearing(rtnetlink.RTNLGRP_LINK):
+        try:
+            background(socket.fileno(), request)
+        except OSError:  # no more processes or descriptors: the wait is the lesser evil
+            return False
+        return _hear_of(socket, number, index)
 
 
 def _hear_of(socket: Socket, number: int, index: int) -> bool:

@@ -106,6 +106,10 @@ class NetnsUnusable(CniError):
     code = 106
 
 
+class NetnsUnclear(NetnsUnusable):
+    """The same for a reason that lies with us, not with the namespace, which may well be there."""
+
+
 class Internal(CniError):
     """A bug of ours; the traceback is in the log."""
 

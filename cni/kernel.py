@@ -288,10 +288,9 @@ class Namespace:
     def delete_link(self, index: int) -> None:
         """Delete a link; returns when it is gone. Raises KernelRefused."""
         try:
-            with self._socket.hearing(rtnetlink.RTNLGRP_LINK):
-                deletion.delete_link(self._socket, index, self._background)
+            deletion.delete_link(self._socket, index, self._background)
         except NetlinkError as error:
-            raise KernelRefused(f"cannot hear of links: {error.strerror}") from error
+            raise KernelRefused(f"cannot talk to the kernel: {error.strerror}") from error
 
 
 def _write_sysctl(change: SetSysctl) -> None:

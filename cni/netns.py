@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import contextmanager
 
-from cni.errors import NetnsUnusable
+from cni.errors import NetnsUnclear, NetnsUnusable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 CLONE_NEWNET = 0x40000000
 OWN = "/proc/thread-self/ns/net"
+# What says nothing about a namespace: we lack a right, descriptors or memory.
+OURS = (errno.EPERM, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 
 
 def open_netns(path: str) -> int:
@@ -21,13 +24,15 @@ def open_netns(path: str) -> int:
         # Opening a named pipe would wait for somebody to write into it.
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise not_to_be_opened(path, reason or str(error)) from error
+        code = (error.errno or 0) if isinstance(error, OSError) else errno.EINVAL
+        raise not_to_be_opened(path, code) from error
 
 
-def not_to_be_opened(path: str, reason: str) -> NetnsUnusable:
-    """The error for a namespace that cannot be opened."""
-    return NetnsUnusable(f"CNI_NETNS: cannot open {path!r}: {reason}; is the container still there?")
+def not_to_be_opened(path: str, code: int) -> NetnsUnusable:
+    """The error for a namespace that cannot be opened, by its errno."""
+    if code in OURS:
+        return NetnsUnclear(f"CNI_NETNS: cannot open {path!r}: {os.strerror(code)}")
+    return NetnsUnusable(f"CNI_NETNS: cannot open {path!r}: {os.strerror(code)}; is the container still there?")
 
 
 def identity(fd: int) -> str:
@@ -76,6 +81,8 @@ def entered(fd: int | None) -> Iterator[None]:
         try:
             _setns(fd)
         except OSError as error:
+            if error.errno in OURS:
+                raise NetnsUnclear(f"CNI_NETNS: cannot enter: {error.strerror}; CAP_SYS_ADMIN is needed") from error
             raise NetnsUnusable(f"CNI_NETNS: cannot enter: {error}; it must be a network namespace") from error
         try:
             yield

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from cni import deletion, netns
 from cni.database import Database, boot_id
-from cni.errors import InvalidEnvironment, NetnsUnusable
+from cni.errors import InvalidEnvironment, NetnsUnclear, NetnsUnusable
 from cni.frozen import frozen
 from cni.kernel import Namespace
 from cni.locks import Locks
@@ -122,14 +122,24 @@ class Node:
         if path != handed.path or not path:
             return netns.open_netns(path)
         if handed.fd is None:
-            raise netns.not_to_be_opened(path, os.strerror(handed.errno))
-        return os.dup(handed.fd)
+            raise netns.not_to_be_opened(path, handed.errno)
+        try:
+            return os.dup(handed.fd)
+        except OSError as error:
+            raise netns.not_to_be_opened(path, error.errno or 0) from error
 
     @contextmanager
     def pod_if_there(self, path: str, own_allowed: bool, id: str = "") -> Iterator[Pod | None]:
-        """The pod's namespace if it still exists, and is the one with that identity where one is given."""
+        """The pod's namespace if it still exists, and is the one with that identity where one is given.
+
+        Raises NetnsUnclear when that cannot be told: what is taken for gone is forgotten, and its addresses given away.
+        """
         with ExitStack() as stack:
             pod = None
-            with suppress(NetnsUnusable, InvalidEnvironment):
+            try:
                 pod = stack.enter_context(self.pod(path, own_allowed))
+            except NetnsUnclear:
+                raise
+            except (NetnsUnusable, InvalidEnvironment):
+                pass
             yield pod if pod and id in ("", pod.id) else None

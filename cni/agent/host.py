@@ -61,15 +61,17 @@ class Memory:
             self._answers = {}
 
     def _forget_if_changed(self) -> None:
-        changed = False
+        changed = lost = False
         while self._pending.poll(0):
             try:
                 for kind, _, _, body in self._changes.receive():
                     changed = self._matters(kind, body) or changed
             except NetlinkError:  # ENOBUFS: more than the socket could hold
-                changed = True
-        if changed:
+                lost = True
+        if changed or lost:
             self._answers = {}
+        if lost:  # what is the same as before the loss may have changed twice
+            self._links.clear()
 
     def _matters(self, kind: int, body: bytes) -> bool:
         """Whether a notification tells of anything that could change an answer."""

@@ -69,7 +69,7 @@ class Server:
         self._journal = journal
         self._metrics = metrics or Metrics()
         self._allowed_uid = os.geteuid() if allowed_uid is None else allowed_uid
-        self._most_workers = most_workers
+        self._most_workers = most_workers or MOST_WORKERS
         self._room = WaitingRoom(self._take, self._give_up)
         self._watcher = threading.Thread(target=self._watch, name="waiting-room", daemon=True)
         self._busy: set[Incoming] = set()  # what workers attend to
@@ -127,7 +127,7 @@ class Server:
     def _hire(self) -> bool:
         """Start another worker, if there may be one more; whether that went well."""
         with self._lock:
-            if self._workers >= (self._most_workers or MOST_WORKERS) or not (self._open or self._ready):
+            if self._workers >= self._most_workers or not (self._open or self._ready):
                 return False
             self._workers += 1
         try:
@@ -158,9 +158,11 @@ class Server:
             self._journal.error(f"a request failed, and its client got no answer; please report this:\n{trace}")
         incoming.close()
         self._busy.discard(incoming)
+        # The watcher hires another one: a thread that we started would be born in the namespace in which we are left.
         with self._lock:
             self._workers -= 1
-        self._hire()
+            self._strained = True
+        self._room.ring()
 
     def _next(self) -> Incoming | None:
         """What to attend to next; None if this worker is not needed any more."""
@@ -282,10 +284,10 @@ class Server:
     def _relieve(self) -> None:
         """Hire workers for those that are stuck, and as many again, for who comes next may get stuck as well."""
         with self._lock:
-            if self._accepting:
+            alive = self._workers
+            if self._accepting and alive >= min(WORKERS, self._most_workers):
                 self._strained = False
                 return
-            alive = self._workers
         since = time.monotonic() - STUCK_SECONDS
         stuck = sum(incoming.since < since for incoming in self._busy.copy())
         for _ in range(WORKERS + 2 * stuck - alive):

@@ -78,6 +78,9 @@ class Watch:
         self._origins = {NOT_ASSIGNED: HOST}  # by number
         self._numbers = count(random.randrange(OUR_NUMBERS, OUR_NUMBERS + SPREAD))  # to give away
         self._untold = CLEAN
+        # Events were lost, and some from before are still to be read: until then the kernel loses more without a word
+        # (NETLINK_S_CONGESTED in net/netlink/af_netlink.c), and what is read is older than what we have looked up.
+        self._lossy = False
         self._buffer = bytearray(RECEIVE_BYTES)
         with ExitStack() as opened:
             self._home = os.open(netns.OWN, os.O_RDONLY | os.O_CLOEXEC)
@@ -164,13 +167,16 @@ class Watch:
     def _read(self) -> Dirty:
         """What there is to be read, as far as it can be read in a short time, and what is known otherwise."""
         found: dict[tuple[str, str], None] = {}
-        complete = _repeat(lambda: self._read_rtnetlink(found))
-        if self._nftables and not _repeat(lambda: self._read_nftables(found)):
+        complete, empty = _repeat(lambda: self._read_rtnetlink(found))
+        self._lossy = self._lossy or not complete
+        if self._nftables and not _repeat(lambda: self._read_nftables(found))[0]:
             found[HOST, "events of nftables were lost"] = None
         with self._lock:
-            if not complete:
+            if self._lossy:
                 self._start_over()
             dirty, self._untold = dirty_of(found) | self._untold, CLEAN
+        if empty:
+            self._lossy = False
         return dirty
 
     def _read_rtnetlink(self, found: dict[tuple[str, str], None]) -> bool:
@@ -320,20 +326,23 @@ def _poll_of(*descriptors: int | socket.socket | None) -> select.poll:
     return poll
 
 
-def _repeat(read: Callable[[], bool]) -> bool:
-    """Read from a socket until nothing is left, or for a short time; whether nothing was lost. Raises OSError."""
+def _repeat(read: Callable[[], bool]) -> tuple[bool, bool]:
+    """Read from a socket until nothing is left, or for a short time. Raises OSError.
+
+    Returns whether nothing was lost, and whether nothing is left.
+    """
     complete = True
     until = time.monotonic() + READING_SECONDS
     while time.monotonic() < until:
         try:
             complete = read() and complete
         except BlockingIOError:
-            break
+            return complete, True
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
             complete = False
-    return complete
+    return complete, False
 
 
 def _messages(data: memoryview) -> Iterator[tuple[int, int, int, bytes]]:

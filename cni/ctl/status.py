@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cni import commands, offload, survey
@@ -137,7 +138,11 @@ def _tap(node: Node, attachment: Attachment) -> int:
     link = attachment.sandbox.link
     if link is None or link.kind != "macvtap":
         return 0
-    with node.pod_if_there(attachment.netns, own_allowed=True, id=attachment.netns_id) as pod:
+    present = None
+    with (
+        suppress(CniError),  # its state says why
+        node.pod_if_there(attachment.netns, own_allowed=True, id=attachment.netns_id) as pod,
+    ):
         present = pod.namespace.child(link) if pod else None
     return present.index if present else 0
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +14,11 @@ import pytest
 
 from cni.ctl.lab import Lab, Pod
 from cni.ctl.runtime import CniAnswer, Json
+from cni.errors import NetnsUnusable
+from cni.log import Log
+from cni.node import Handed, Node
 from tests.kernel.marks import needs_reference_plugins
-from tests.kernel.traces import network, records, stored
+from tests.kernel.traces import held, network, records, stored
 
 # The plugin, whose n-th conversation with the kernel goes wrong. Of a batch, all but the last message are sent.
 SABOTAGED = """
@@ -220,3 +225,58 @@ assert host.link("eth0") is None
 assert host.link("lo").name == "lo"
 """
     assert lab.host.run(sys.executable, "-c", program).stdout == ""
+
+
+@pytest.mark.without_agent("no plugin is called")
+def test_a_link_is_deleted_in_the_foreground_while_other_links_change_all_the_time(lab: Lab) -> None:
+    lab.pod("a")
+    program = """
+import errno, os, subprocess
+from cni.kernel import Namespace
+
+def nobody(fd: int, request: bytes) -> None:
+    raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+changes = "".join(f"link set lo alias {number}\\n" for number in range(20_000))
+host = Namespace(background=nobody)
+with subprocess.Popen(["ip", "-batch", "-"], stdin=subprocess.PIPE, text=True) as storm:
+    os.set_blocking(storm.stdin.fileno(), False)
+    storm.stdin.write(changes[:60_000])
+    storm.stdin.flush()
+    host.delete_link(host.link("shim2").index)
+    storm.terminate()
+assert host.link("shim2") is None
+"""
+    lab.host.run(sys.executable, "-c", program)
+
+
+@pytest.mark.without_agent("the plugin lacks a capability")
+def test_a_namespace_that_cannot_be_entered_is_not_taken_for_gone(lab: Lab) -> None:
+    pod = lab.pod("a")
+    environ = {**pod.variables, "CNI_COMMAND": "DEL", "CNI_PATH": "/nowhere"}
+    plugin = (
+        "setpriv",
+        "--bounding-set=-sys_admin",
+        "--inh-caps=-sys_admin",
+        str(Path(sys.executable).with_name("shimlan")),
+    )
+    refused = lab.host.run(*plugin, input=json.dumps(pod.conf), env=environ, check=False)
+    assert json.loads(refused.stdout)["code"] == 106
+    assert "CAP_SYS_ADMIN" in refused.stdout
+    assert [attachment.key.container_id for attachment in records(lab)] == [pod.variables["CNI_CONTAINERID"]]
+    assert [str(lease.address) for lease in held(lab)] == [pod.address]
+    pod.delete()
+    assert (records(lab), held(lab), pod.links()[1:]) == ([], [], [])
+
+
+@pytest.mark.parametrize("code", [errno.ENFILE, errno.EMFILE, errno.EACCES])
+def test_a_namespace_that_a_client_could_not_open_for_want_of_something_is_not_taken_for_gone(
+    tmp_path: Path, code: int
+) -> None:
+    node = Node(str(tmp_path), Log(sys.stderr, "error"))
+    serving = node.serving(node.log, node.host, Handed("/run/netns/a", None, code))
+    with pytest.raises(NetnsUnusable, match=os.strerror(code)), serving.pod_if_there("/run/netns/a", own_allowed=False):
+        pass
+    gone = node.serving(node.log, node.host, Handed("/run/netns/a", None, errno.ENOENT))
+    with gone.pod_if_there("/run/netns/a", own_allowed=False) as pod:
+        assert pod is None

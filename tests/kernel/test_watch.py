@@ -401,6 +401,21 @@ def test_when_events_are_lost_everything_is_dirty(lab: Lab, pod: Pod, monkeypatc
         assert bystander.hears().host
 
 
+def test_all_that_is_read_after_a_loss_is_doubted_until_nothing_is_left(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "BUFFER_BYTES", 1 << 19)
+    monkeypatch.setattr(watch_module, "READING_SECONDS", 0.001)
+    with lab.host.inside(Watch) as watch:
+        Bystander(watch).settle()
+        burst(lab)
+        heard = [watch.wait(QUIET)]
+        while heard[-1]:
+            heard.append(watch.wait(QUIET))
+        assert len(heard) > 3
+        assert all(dirty.everything for dirty in heard[:-1])
+
+
 @pytest.mark.parametrize("what", ["link set eth0 promisc {}", "address {} 198.51.100.1/32 dev lo"])
 def test_a_stream_of_events_delays_nothing(lab: Lab, pod: Pod, bystander: Bystander, what: str) -> None:
     over = threading.Event()

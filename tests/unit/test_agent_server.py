@@ -312,6 +312,25 @@ def test_a_handler_that_fails_costs_its_client_the_answer_and_nobody_else(serve:
     assert agent.log.read_text().count("SystemExit: a namespace that cannot be left") == 1
 
 
+def test_who_takes_over_after_a_failure_inherits_nothing_from_that_thread(serve: Serve) -> None:
+    everywhere = os.sched_getaffinity(0)
+    if len(everywhere) == 1:
+        pytest.skip("needs two processors: what a thread has of its own, and passes on, is where it may run")
+
+    def handle(request: Request) -> Answer:
+        if not request.environ:
+            os.sched_setaffinity(0, {min(everywhere)})  # in place of a namespace that cannot be left
+            raise SystemExit
+        return Answer(0, repr(os.sched_getaffinity(0)).encode())
+
+    agent = serve(handle)
+    for _ in range(2 * server.WORKERS):
+        assert call(agent.path, Request({}, b"")) is None
+        assert soon(lambda: agent.server.workers == server.WORKERS)
+    for _ in range(10):
+        assert call(agent.path) == Answer(0, repr(everywhere).encode())
+
+
 # --- many, and slow ----------------------------------------------------------------------------------------------
 
 
