@@ -29,7 +29,7 @@ def fill_ours(conf: Json, number: int) -> None:
             now = boot_time()
             renew(connection, boot_id(), now)
             ledger = Ledger(connection, ipam.network, now, conf["master"])
-            ledger.enter(tuple(entry for pool in pools for entry in pool.ranges))
+            ledger.enter(pools)
             for index in range(number):
                 allocate(pools, Claim(f"{index:032x}", "eth0"), ledger)
     finally:

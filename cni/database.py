@@ -87,6 +87,10 @@ MIGRATIONS = (
         switchable INTEGER NOT NULL, was_on INTEGER NOT NULL, refused INTEGER NOT NULL
     );
     """,
+    """
+    -- What of a range is not for everybody, as the last ADD had it: see `outline` in ipam.pools; NULL is unknown.
+    ALTER TABLE lease_ranges ADD COLUMN barred TEXT;
+    """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 TABLES = ("attachments", "lease_boot", "lease_networks", "lease_ranges", "leases", "nics")

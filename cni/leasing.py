@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cni import netns, teardown
-from cni.errors import AddressUnavailable
+from cni.errors import AddressUnavailable, Exhausted
 from ipam.service import result_of
 
 TYPE_CHECKING = False
@@ -33,16 +33,21 @@ def lease(node: Node, request: Request, ipam: IpamConf, undo: ExitStack) -> Resu
         node.log,
         lambda: leases.release(key.network, key.container_id, key.ifname, ipam.cooldown_seconds),
     )
+    avoid = [address.ip for address in (*facts.parent_addresses, *facts.host_addresses)]
     for _ in range(CONFLICTS_IN_A_ROW):
-        allocation = leases.allocate(
-            ipam,
-            key.container_id,
-            key.ifname,
-            pod=request.conf.pod,
-            mac=request.conf.mac,
-            parent="" if request.conf.link_in_container else facts.parent.name,
-            avoid=[address.ip for address in (*facts.parent_addresses, *facts.host_addresses)],
-        )
+        try:
+            allocation = leases.allocate(
+                ipam,
+                key.container_id,
+                key.ifname,
+                pod=request.conf.pod,
+                mac=request.conf.mac,
+                parent="" if request.conf.link_in_container else facts.parent.name,
+                avoid=avoid,
+            )
+        except Exhausted:
+            undo.callback(leases.remember_ranges, ipam, avoid)  # what is written now is still rolled back
+            raise
         for warning in allocation.warnings:
             node.log.warning(warning)
         conflicts = dict(_conflicts(request, allocation))

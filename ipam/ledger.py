@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cni.frozen import frozen
 from ipam.allocate import Usage
-from ipam.pools import Span, address_of, overlap, runs, span_of
+from ipam.pools import Span, address_of, outlined, overlap, span_of, within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ipam.allocate import Claim
     from ipam.config import Range
     from ipam.hostlocal import HostLocal
+    from ipam.pools import Pool
 
     Address = IPv4Address | IPv6Address
 
@@ -38,7 +39,11 @@ class Lease:
 
 @frozen
 class RangeUse:
-    """How much of a range that was allocated from is in use; what of it is excluded only a configuration tells."""
+    """How a range is used that was allocated from: see `Usage`.
+
+    What is not for everybody is told by ADDs. `excluded` is None before the first one after an update from a version
+    that did not remember it; `free` is then what is left at most.
+    """
 
     network: str
     start: Address
@@ -47,6 +52,12 @@ class RangeUse:
     held: int
     cooling: int
     conflict: int
+    excluded: int | None
+
+    @property
+    def free(self) -> int:
+        """How many addresses can be handed out, those that cool down still included."""
+        return self.size - self.held - self.conflict - (self.excluded or 0)
 
 
 class Ledger:
@@ -74,27 +85,39 @@ class Ledger:
 
     # Where the network stands.
 
-    def enter(self, ranges: tuple[Range, ...]) -> tuple[str, ...]:
+    def enter(self, pools: tuple[Pool, ...]) -> tuple[str, ...]:
         """Get to know the ranges and the networks on the same parent; must come before any allocation.
 
         Returns a warning per overlap with another network on the parent, when it shows for the first time.
         """
-        entered = [entry for entry in ranges if self._enter_range(span_of(entry))]
+        entered = self.enter_ranges(pools)
         joined = self._join_parent()
-        return self._overlaps(ranges if joined else tuple(entered))
+        return self._overlaps(tuple(entry for pool in pools for entry in pool.ranges) if joined else entered)
 
-    def _enter_range(self, span: Span) -> bool:
-        """Load what is stored of a range; whether it is a new one."""
+    def enter_ranges(self, pools: tuple[Pool, ...]) -> tuple[Range, ...]:
+        """Get to know the ranges alone; returns the new ones."""
+        return tuple(
+            entry
+            for pool in pools
+            for entry, span, barred in zip(pool.ranges, pool.spans, pool.outlines, strict=True)
+            if self._enter_range(span, barred)
+        )
+
+    def _enter_range(self, span: Span, barred: str) -> bool:
+        """Load what is stored of a range, and have it know what of it is barred; whether it is a new one."""
         found = self._connection.execute(
-            "SELECT id, reached FROM lease_ranges WHERE network = ? AND first = ? AND last = ?",
+            "SELECT id, reached, barred FROM lease_ranges WHERE network = ? AND first = ? AND last = ?",
             (self.network, _key(span.first), _key(span.last)),
         ).fetchone()
         if found is not None:
-            self._ranges[span] = (found[0], span.first - 1 if found[1] is None else _number(found[1]))
+            identifier, reached, known = found
+            self._ranges[span] = (identifier, span.first - 1 if reached is None else _number(reached))
+            if known != barred:
+                self._connection.execute("UPDATE lease_ranges SET barred = ? WHERE id = ?", (barred, identifier))
             return False
         row = self._connection.execute(
-            "INSERT INTO lease_ranges(network, first, last, rewound) VALUES (?, ?, ?, ?)",
-            (self.network, _key(span.first), _key(span.last), self._now),
+            "INSERT INTO lease_ranges(network, first, last, rewound, barred) VALUES (?, ?, ?, ?, ?)",
+            (self.network, _key(span.first), _key(span.last), self._now, barred),
         ).lastrowid
         assert row is not None
         self._ranges[span] = (row, span.first - 1)
@@ -245,7 +268,6 @@ class Ledger:
     def usage(self, entry: Range, span: Span, barred: tuple[Span, ...]) -> Usage:
         """Count the leases of a range; looks at all of them."""
         counts = self.counts(span)
-        permitted = sum(run.size for run in runs(span, barred, span.first))
         return Usage(
             start=str(entry.start),
             end=str(entry.end),
@@ -253,7 +275,7 @@ class Ledger:
             held=counts.get("held", 0),
             cooling=counts.get("released", 0),
             conflict=counts.get("conflict", 0),
-            excluded=span.size - permitted - sum(self._held_in(span, part) for part in barred if overlap(span, part)),
+            excluded=self.excluded(within(span, barred)),
         )
 
     def counts(self, span: Span) -> dict[str, int]:
@@ -266,10 +288,15 @@ class Ledger:
             ).fetchall()
         )
 
-    def _held_in(self, span: Span, part: Span) -> int:
+    def excluded(self, barred: tuple[Span, ...]) -> int:
+        """How many addresses of these parts of a range count as nothing else: they are neither held nor in conflict."""
+        return sum(part.size - self._taken_in(part) for part in barred)
+
+    def _taken_in(self, part: Span) -> int:
         (count,) = self._connection.execute(
-            "SELECT count(*) FROM leases WHERE network = ? AND address BETWEEN ? AND ? AND state = 'held'",
-            (self.network, _key(max(span.first, part.first)), _key(min(span.last, part.last))),
+            "SELECT count(*) FROM leases WHERE network = ? AND address BETWEEN ? AND ?"
+            " AND (state = 'held' OR state = 'conflict' AND free_at > ?)",
+            (self.network, _key(part.first), _key(part.last), self._now),
         ).fetchone()
         return int(count)
 
@@ -377,15 +404,17 @@ def read_leases(connection: sqlite3.Connection, network: str, now: float) -> lis
 def read_ranges(connection: sqlite3.Connection, network: str, now: float) -> list[RangeUse]:
     """How the ranges of a network are used, or those of all for ""."""
     rows = connection.execute(
-        "SELECT network, first, last FROM lease_ranges WHERE network = :network OR :network = ''"
+        "SELECT network, first, last, barred FROM lease_ranges WHERE network = :network OR :network = ''"
         " ORDER BY network, first",
         {"network": network},
     ).fetchall()
-    spans = ((name, Span(_number(first), _number(last))) for name, first, last in rows)
-    return [_range_use(Ledger(connection, name, now), span) for name, span in spans]
+    return [
+        _range_use(Ledger(connection, name, now), Span(_number(first), _number(last)), barred)
+        for name, first, last, barred in rows
+    ]
 
 
-def _range_use(ledger: Ledger, span: Span) -> RangeUse:
+def _range_use(ledger: Ledger, span: Span, barred: str | None) -> RangeUse:
     counts = ledger.counts(span)
     return RangeUse(
         network=ledger.network,
@@ -395,6 +424,7 @@ def _range_use(ledger: Ledger, span: Span) -> RangeUse:
         held=counts.get("held", 0),
         cooling=counts.get("released", 0),
         conflict=counts.get("conflict", 0),
+        excluded=None if barred is None else ledger.excluded(outlined(span, barred)),
     )
 
 

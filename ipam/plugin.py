@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import cni.plugin
 from cni import __version__, protocol
-from cni.errors import CniError, Differs, NotAvailable, TryAgainLater, attempt, summary
+from cni.errors import CniError, Differs, Exhausted, NotAvailable, TryAgainLater, attempt, summary
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +58,11 @@ def _serve(call: Call, raw: dict[str, Any], version: str, stderr: TextIO) -> dic
 def _add(leases: LeaseStore, call: Call, conf: IpamConf, main_conf: NetConf) -> Result:
     from ipam.service import result_of
 
-    allocation = leases.allocate(conf, call.container_id, call.ifname, pod=main_conf.pod, mac=main_conf.mac)
+    try:
+        allocation = leases.allocate(conf, call.container_id, call.ifname, pod=main_conf.pod, mac=main_conf.mac)
+    except Exhausted:
+        leases.remember_ranges(conf)
+        raise
     try:
         return result_of(conf, allocation)
     except CniError:

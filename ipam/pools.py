@@ -49,6 +49,7 @@ class Pool:
     ranges: tuple[Range, ...]
     spans: tuple[Span, ...]  # of the ranges, in their order
     barred: tuple[Span, ...]  # sorted, disjoint: what is not for everybody
+    outlines: tuple[str, ...]  # of what is barred in each of the ranges
     own: tuple[int, ...] = ()  # reserved for this pod or MAC
     requested: int | None = None
 
@@ -84,17 +85,10 @@ def pools_of(conf: IpamConf, pod: str, mac: str, avoid: Iterable[Address] = ()) 
     requested address is in no pool, shares its pool with another one, or may not be handed out to this pod.
     """
     avoid = tuple(avoid)
-    barred = _barred(conf, avoid)
+    pools = common_pools(conf, avoid)
     own = tuple(number_of(ip) for entry in conf.reservations if _is_for(entry, pod, mac) for ip in entry.ips)
-    pools = tuple(
-        Pool(
-            ranges=ranges,
-            spans=tuple(span_of(entry) for entry in ranges),
-            barred=barred,
-            own=tuple(number for number in own if any(address_of(number) in entry.subnet for entry in ranges)),
-        )
-        for ranges in conf.pools
-    )
+    if own:
+        pools = tuple(replace(pool, own=_inside(pool.ranges, own)) for pool in pools)
     return _with_requested(pools, conf, avoid) if conf.requested else pools
 
 
@@ -139,18 +133,47 @@ def overlap(one: Span, other: Span) -> bool:
     return one.first <= other.last and other.first <= one.last
 
 
-# The last configurations with what is barred in them: resident processes ask for the same one again and again.
-_last: list[tuple[IpamConf, tuple[Address, ...], tuple[Span, ...]]] = []
+def within(span: Span, barred: tuple[Span, ...]) -> tuple[Span, ...]:
+    """The barred addresses of `span`."""
+    return tuple(
+        Span(max(span.first, entry.first), min(span.last, entry.last)) for entry in barred if overlap(span, entry)
+    )
 
 
-def _barred(conf: IpamConf, avoid: tuple[Address, ...]) -> tuple[Span, ...]:
-    """What is not for everybody, sorted and disjoint."""
-    for known, avoided, barred in _last:
+def outline(span: Span, barred: tuple[Span, ...]) -> str:
+    """The same in a line to keep and to compare: how far the ends of each part are from the start, "0-0 4-9"."""
+    return " ".join(f"{part.first - span.first}-{part.last - span.first}" for part in within(span, barred))
+
+
+def outlined(span: Span, line: str) -> tuple[Span, ...]:
+    """What `outline` made the line of."""
+    ends = (part.split("-") for part in line.split())
+    return tuple(Span(span.first + int(first), span.first + int(last)) for first, last in ends)
+
+
+# The last configurations with their pools: resident processes ask for the same one again and again.
+_last: list[tuple[IpamConf, tuple[Address, ...], tuple[Pool, ...]]] = []
+
+
+def common_pools(conf: IpamConf, avoid: tuple[Address, ...]) -> tuple[Pool, ...]:
+    """The pools as a pod sees them that nothing is reserved for, and that asks for nothing."""
+    for known, avoided, pools in _last:
         if known is conf and avoided == avoid:
-            return barred
+            return pools
     barred = merged(_bars(conf, avoid))
-    _last[:] = [(conf, avoid, barred), *_last[:LAST]]
-    return barred
+    pools = tuple(_pool(ranges, barred) for ranges in conf.pools)
+    _last[:] = [(conf, avoid, pools), *_last[:LAST]]
+    return pools
+
+
+def _pool(ranges: tuple[Range, ...], barred: tuple[Span, ...]) -> Pool:
+    spans = tuple(map(span_of, ranges))
+    return Pool(ranges, spans, barred, tuple(outline(span, barred) for span in spans))
+
+
+def _inside(ranges: tuple[Range, ...], own: tuple[int, ...]) -> tuple[int, ...]:
+    """Those addresses that are of the ranges' subnets."""
+    return tuple(number for number in own if any(address_of(number) in entry.subnet for entry in ranges))
 
 
 def _bars(conf: IpamConf, avoid: Iterable[Address]) -> Iterator[Span]:

@@ -7,14 +7,15 @@ any instant leaves the store as it was before a call or as it is after it.
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from cni.database import boot_id
+from cni.errors import CniError
 from cni.frozen import frozen
 from ipam.allocate import Claim, LeasedAddress, allocate
 from ipam.hostlocal import DEFAULT_DIRECTORY, HostLocal
 from ipam.ledger import Lease, Ledger, RangeUse, read_leases, read_ranges, renew
-from ipam.pools import address_of, number_of, pools_of, span_of
+from ipam.pools import address_of, common_pools, number_of, pools_of, span_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,8 +86,16 @@ class LeaseStore:
         host_local = HostLocal(conf.network, self._directories)
         with self._transaction() as (connection, now):
             ledger = Ledger(connection, conf.network, now, parent, host_local)
-            warnings = ledger.enter(tuple(entry for pool in pools for entry in pool.ranges))
+            warnings = ledger.enter(pools)
             return Allocation(allocate(pools, claim, ledger), warnings)
+
+    def remember_ranges(self, conf: IpamConf, avoid: Iterable[Address] = ()) -> None:
+        """Have `ranges` show why `allocate` raised Exhausted, which took back what it had come to know of the ranges.
+
+        To be called when the transaction that it was a part of is over; raises nothing of what the store reports.
+        """
+        with suppress(CniError), self._transaction() as (connection, now):
+            Ledger(connection, conf.network, now).enter_ranges(common_pools(conf, tuple(avoid)))
 
     def conflict(self, network: str, address: Address) -> None:
         """Another machine on the LAN uses the address: whoever holds it loses it, and nobody gets it for 10 minutes."""

@@ -186,12 +186,13 @@ class _Looking(Collector):
     def _pools(self) -> Iterator[Metric]:
         family = GaugeMetricFamily(
             "shimlan_pool_addresses",
-            "Addresses of a range: all (size), and those held, cooling down and in conflict.",
+            "Addresses of a range: all (size), and those held, cooling down, in conflict and excluded or reserved.",
             labels=("network", "range", "state"),
         )
         for use in self._readings.pools():
-            for state in ("size", "held", "cooling", "conflict"):
-                family.add_metric((use.network, f"{use.start}-{use.end}", state), getattr(use, state))
+            for state in ("size", "held", "cooling", "conflict", "excluded"):
+                if (count := getattr(use, state)) is not None:
+                    family.add_metric((use.network, f"{use.start}-{use.end}", state), count)
         yield family
 
     def _nics(self) -> Iterator[Metric]:

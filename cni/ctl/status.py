@@ -191,7 +191,7 @@ def _unrecorded(node: Node, recorded: Iterable[Attachment]) -> dict[str, list[st
 
 
 def pool(use: RangeUse) -> Row:
-    """A range in a listing. What of it is excluded stands in the configuration, which the store does not know."""
+    """A range in a listing."""
     return {
         "network": use.network,
         "start": str(use.start),
@@ -200,7 +200,8 @@ def pool(use: RangeUse) -> Row:
         "held": use.held,
         "cooling": use.cooling,
         "conflict": use.conflict,
-        "excluded": None,
+        "excluded": use.excluded,
+        "free": use.free,
     }
 
 
@@ -227,7 +228,7 @@ def _problems(listing: dict[str, list[Row]]) -> Iterator[str]:
         if row["state"] != OK:
             yield from _problem(row["name"], row["state"])
     for row in listing["pools"]:
-        if row["held"] + row["conflict"] >= row["size"]:
+        if not row["free"]:
             yield from _problem(f"{row['network']} {row['start']}-{row['end']}", FULL)
 
 
@@ -285,7 +286,7 @@ def pools_text(rows: Sequence[Row]) -> list[str]:
     """The table of the pools."""
     if not rows:
         return ["no pools: no address was leased since the start of the machine", ""]
-    headers = ("NETWORK", "START", "END", "SIZE", "HELD", "COOLING", "CONFLICT")
+    headers = ("NETWORK", "START", "END", "SIZE", "HELD", "COOLING", "CONFLICT", "EXCLUDED", "FREE")
     return tables.section("POOLS", tables.table(headers, ([row[name.lower()] for name in headers] for row in rows)))
 
 

@@ -123,10 +123,32 @@ class TestStatus:
             "held": 1,
             "cooling": 0,
             "conflict": 0,
-            "excluded": None,
+            "excluded": 0,
+            "free": 99,
         }
         assert json.loads(operator.run("pool", "usage", "-o", "json", "--network", "lan")) == listing["pools"]
         assert json.loads(operator.run("pool", "usage", "-o", "json", "--network", "other")) == []
+
+    def test_a_range_that_is_full(self, lab: Lab, operator: Operator) -> None:
+        """One of its addresses is excluded, and one is the host's."""
+
+        def conf(exclude: str) -> dict[str, Any]:
+            entry = {"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.9", "rangeEnd": "192.0.2.12"}
+            return lab.conf(ipam={"ranges": [[entry]], "exclude": [exclude]})
+
+        def full() -> tuple[int, int, int, bool]:
+            (row,) = operator.status()["pools"]
+            text = operator.run("status")
+            return row["held"], row["excluded"], row["free"], "! lan 192.0.2.9-192.0.2.12: no address left" in text
+
+        pods = [lab.pod(f"pod{number}", conf("192.0.2.12")) for number in range(2)]
+        assert full() == (2, 2, 0, True)
+        pods[0].delete()
+        assert full() == (1, 2, 1, False)
+
+        refused = lab.runtime().call("ADD", conf("192.0.2.0/28"), {**pods[0].variables, "CNI_CONTAINERID": "other"})
+        assert not refused.ok
+        assert full() == (1, 3, 0, True), "an ADD that fails tells it, too"
 
     @pytest.mark.without_agent("it keeps the host by itself")
     def test_what_is_wrong(self, lab: Lab, operator: Operator) -> None:

@@ -30,7 +30,7 @@ from cni.agent.metrics import Metrics, Readings
 from cni.agent.settings import Endpoint
 from cni.agent.waiting import REASONS
 from cni.agent.web import Page, Web, health
-from cni.errors import IOFailure, TryAgainLater
+from cni.errors import Exhausted, IOFailure, TryAgainLater
 from cni.offload import Use
 from ipam.ledger import RangeUse
 from tests.unit.test_docs import ROOT, tables
@@ -44,8 +44,8 @@ READINGS = Readings(
     repairs_backed_off=lambda: 1,
     attachments=lambda: {"lan": 5, "dmz": 6},
     pools=lambda: [
-        RangeUse("lan", ip_address("192.0.2.10"), ip_address("192.0.2.19"), size=10, held=5, cooling=2, conflict=1),
-        RangeUse("lan", ip_address("2001:db8::1"), ip_address("2001:db8::ff"), size=255, held=5, cooling=0, conflict=0),
+        RangeUse("lan", ip_address("192.0.2.10"), ip_address("192.0.2.19"), 10, 5, cooling=2, conflict=1, excluded=3),
+        RangeUse("lan", ip_address("2001:db8::1"), ip_address("2001:db8::ff"), 255, 5, 0, 0, excluded=None),
     ],
     nics=lambda: [Use("eth0", active=True, was_on=False, hardware=63, software=2, refused=4)],
 )
@@ -229,9 +229,12 @@ def test_what_is_looked_up_is_there(exporter: Exporter) -> None:
     assert found['shimlan_offload_children{by="software",parent="eth0"}'] == 2
     assert found['shimlan_offload_active{parent="eth0"}'] == 1
     assert found['shimlan_offload_refused_total{parent="eth0"}'] == 4
-    pool = {state: found[f"shimlan_pool_addresses{ROW % state}"] for state in ("size", "held", "cooling", "conflict")}
-    assert pool == {"size": 10, "held": 5, "cooling": 2, "conflict": 1}
-    assert found['shimlan_pool_addresses{network="lan",range="2001:db8::1-2001:db8::ff",state="size"}'] == 255
+    states = ("size", "held", "cooling", "conflict", "excluded")
+    pool = {state: found[f"shimlan_pool_addresses{ROW % state}"] for state in states}
+    assert pool == {"size": 10, "held": 5, "cooling": 2, "conflict": 1, "excluded": 3}
+    other = 'shimlan_pool_addresses{network="lan",range="2001:db8::1-2001:db8::ff",state="%s"}'
+    assert found[other % "size"] == 255
+    assert other % "excluded" not in found, "unknown is not 0"
 
 
 def test_it_is_looked_up_each_time(exporter: Exporter) -> None:
@@ -289,6 +292,26 @@ def test_the_guides_rules_ask_for_what_there_is(everything: dict[str, Metric]) -
     assert len(rules) > 5
     assert asked <= names
     assert all(rule.count("(") == rule.count(")") for rule in rules)
+
+
+@pytest.mark.parametrize(("excluded", "alert"), [(0, False), (16, True)])
+def test_the_guides_rule_about_ranges_goes_by_what_can_be_held(log: Journal, excluded: int, alert: bool) -> None:
+    use = RangeUse("lan", ip_address("192.0.2.100"), ip_address("192.0.2.199"), 100, 84, 0, 0, excluded)
+    exporter = Exporter(log)
+    exporter.show(Readings(**{**READINGS.__dict__, "pools": lambda: [use]}))
+    (rule,) = re.findall(r"ShimlanPoolNearlyFull\n +expr: (.*)$", (ROOT / "docs/agent.md").read_text(), re.M)
+    states = {sample.labels["state"]: sample.value for sample in families(exporter)["shimlan_pool_addresses"].samples}
+    arithmetic = re.sub(
+        r'shimlan_pool_addresses\{state="(\w+)"\}',
+        lambda match: str(states[match[1]]),
+        rule.replace("ignoring (state)", ""),
+    )
+    assert eval(arithmetic) is alert
+
+
+def test_the_guides_rule_about_adds_without_an_address_goes_by_their_error() -> None:
+    (rule,) = re.findall(r"ShimlanNoAddressLeft\n +expr: (.*)$", (ROOT / "docs/agent.md").read_text(), re.M)
+    assert f'command="ADD", code="{Exhausted.code}"' in rule
 
 
 # --- by HTTP -----------------------------------------------------------------------------------------------------

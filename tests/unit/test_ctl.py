@@ -19,6 +19,7 @@ from cni.ctl import status, tables
 from cni.database import FILE, Database
 from cni.survey import parse_alias
 from ipam.store import LeaseStore
+from tests.unit.leases import a_conf, a_range
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -230,7 +231,8 @@ class TestStatus:
         ]
 
     def test_what_is_wrong_comes_first(self) -> None:
-        pool = {"network": "lan", "start": "a", "end": "b", "size": 5, "held": 4, "cooling": 0, "conflict": 1}
+        pool = {"network": "lan", "start": "a", "end": "b", "size": 6, "held": 4, "cooling": 0, "conflict": 1}
+        pool |= {"excluded": 1, "free": 0}
         shim = {"name": "shim2", "parent": "eth0", "mac": "m", "up": False, "pods": 0, "state": "unused"}
         states = ("ok", "stale: namespace gone", "differs: pod: ip a; host: ip b")
         text = status.as_text(
@@ -248,6 +250,21 @@ class TestStatus:
             "      -> `shimlanctl gc` removes it",
             "  ! lan a-b: no address left",
             "      -> widen the range, or see `shimlanctl pool leases` for who has them",
+        ]
+
+    @pytest.mark.parametrize(("pods", "wrong"), [(4, False), (5, True)])
+    def test_a_range_is_full_when_all_are_held_that_anybody_may_have(
+        self, tmp_path: Path, pods: int, wrong: bool
+    ) -> None:
+        store = LeaseStore(Database(str(tmp_path)))
+        for number in range(pods):
+            store.allocate(a_conf((a_range("192.0.2.0/29"),)), f"c{number}", "eth0")
+        listing = {"attachments": [], "shims": [], "nics": [], "pools": list(map(status.pool, store.ranges()))}
+        text = status.as_text(listing)
+        assert ("  ! lan 192.0.2.1-192.0.2.6: no address left" in text) is wrong
+        assert [line.split() for line in text[text.index("POOLS") + 1 :][:2]] == [
+            ["NETWORK", "START", "END", "SIZE", "HELD", "COOLING", "CONFLICT", "EXCLUDED", "FREE"],
+            ["lan", "192.0.2.1", "192.0.2.6", "6", str(pods), "0", "0", "1", str(5 - pods)],
         ]
 
     def test_all_well(self) -> None:

@@ -93,7 +93,7 @@ class TestOpening:
     def test_of_a_newer_shimlan(self, tmp_path: Path) -> None:
         connection = open_database(str(tmp_path))
         connection.execute("PRAGMA user_version = 99")
-        with pytest.raises(IOFailure, match=r"written by a newer shimlan \(schema 99, this one knows 2\): upgrade"):
+        with pytest.raises(IOFailure, match=r"written by a newer shimlan \(schema 99, this one knows 3\): upgrade"):
             open_database(str(tmp_path))
 
     def test_many_processes_at_once_create_one(self, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ class TestOpening:
         assert len(names(store)) == 200
         assert (tmp_path / f"{FILE}-wal").stat().st_size == 0
 
-    def test_the_tables_of_version_2(self, tmp_path: Path) -> None:
+    def test_the_tables_of_version_3(self, tmp_path: Path) -> None:
         """What is on disk stays readable: a change of these needs a migration."""
         connection = open_database(str(tmp_path))
         tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'")
@@ -128,7 +128,7 @@ class TestOpening:
             "attachments": "network container_id ifname boot_id recorded_at shim record",
             "lease_boot": "id",
             "lease_networks": "parent network",
-            "lease_ranges": "id network first last reached rewound",
+            "lease_ranges": "id network first last reached rewound barred",
             "leases": "network address state range_id container_id ifname pod sticky parent free_at",
             "nics": "parent_index parent boot_id switchable was_on refused",
         }

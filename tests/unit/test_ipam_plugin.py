@@ -119,6 +119,13 @@ def test_exhaustion(call: Runtime) -> None:
     assert call("STATUS", conf=call.conf | {"statusReportsExhaustion": True}) == (0, None)
 
 
+def test_an_add_that_finds_no_address_has_the_store_know_why(call: Runtime) -> None:
+    assert call("ADD", conf=call.with_ipam(exclude=["10.0.0.0/29"]))[1]["code"] == 100
+    four, six = LeaseStore(Database(call.conf["ipam"]["dataDir"])).ranges("lan")
+    assert (four.held, four.excluded, four.free) == (0, 6, 0)
+    assert six.held == 0
+
+
 def test_status_needs_a_store_that_can_be_written(call: Runtime, tmp_path: Path) -> None:
     (tmp_path / "data").touch()
     status, answer = call("STATUS")

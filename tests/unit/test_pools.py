@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 
 from cni.errors import AddressUnavailable
 from ipam.config import IpamConf
-from ipam.pools import Span, address_of, is_barred, merged, number_of, overlap, pools_of, runs
+from ipam.pools import (
+    Span,
+    address_of,
+    is_barred,
+    merged,
+    number_of,
+    outline,
+    outlined,
+    overlap,
+    pools_of,
+    runs,
+    within,
+)
 from tests.unit.leases import a_conf, a_range, reserved
 
 SPANS = st.lists(st.builds(lambda first, size: Span(first, first + size), st.integers(0, 60), st.integers(0, 9)))
@@ -45,6 +57,18 @@ def test_runs_are_what_is_not_barred(spans: list[Span], first: int, size: int, s
     assert numbers(found) == {n for n in numbers([span]) if n >= start} - numbers(spans)
     assert all(run.size for run in found)
     assert [run.first for run in found] == sorted(run.first for run in found)
+
+
+@given(SPANS, st.integers(0, 60), st.integers(0, 20))
+def test_what_is_barred_of_a_span_survives_being_a_line(spans: list[Span], first: int, size: int) -> None:
+    span, barred = Span(first, first + size), merged(spans)
+    assert numbers(within(span, barred)) == numbers([span]) & numbers(spans)
+    assert outlined(span, outline(span, barred)) == within(span, barred)
+
+
+def test_the_line_of_a_huge_range_is_short() -> None:
+    (pool,) = pools_of(a_conf((a_range("fd00::/64", "fd00::"),), exclude=("fd00::8000:0:0:0/65",)), "", "")
+    assert pool.outlines == ("0-1 9223372036854775808-18446744073709551614",)
 
 
 @pytest.mark.parametrize(

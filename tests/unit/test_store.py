@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from cni.database import Database
+from cni.database import FILE, MIGRATIONS, Database
 from cni.errors import AddressUnavailable, Exhausted, IOFailure
 from ipam.allocate import Claim
 from ipam.hostlocal import HostLocal
 from ipam.ledger import Lease, Ledger
-from ipam.pools import number_of, span_of
+from ipam.pools import number_of, pools_of, span_of
 from ipam.store import LeaseStore
-from tests.unit.leases import Clock, a_conf, a_range, a_store, in_processes, ips
+from tests.unit.leases import Clock, a_conf, a_range, a_store, in_processes, ips, reserved
 
 WIDE = a_conf((a_range("10.0.0.0/16"),))
 DUAL = a_conf((a_range("10.0.0.0/24"),), (a_range("fd00::/64"),))
@@ -123,7 +125,7 @@ class TestReboot:
             store.allocate(a_conf((a_range("10.0.0.0/30", "10.0.0.1", "10.0.0.1"),)), "b", "eth0")
         with store._database.transaction() as connection:
             ledger = Ledger(connection, "old", clock())
-            ledger.enter((a_range("10.0.0.0/24"),))
+            ledger.enter(pools_of(a_conf((a_range("10.0.0.0/24"),)), "", ""))
         again = a_store(tmp_path, clock, "boot-2")
         again.leases()
         with again._database.transaction() as connection:
@@ -284,6 +286,85 @@ class TestListing:
         assert six.free == 2**64 - 2 - 3
 
 
+class TestRanges:
+    small = a_conf(
+        (a_range("10.0.0.0/29"),),
+        exclude=("10.0.0.6",),
+        reservations=(reserved("10.0.0.5", pod="ns/db"), reserved("10.0.1.5", pod="ns/web")),
+    )
+
+    def test_what_is_not_for_everybody_is_remembered(self, store: LeaseStore) -> None:
+        store.allocate(self.small, "a", "eth0", avoid=[ip_address("10.0.0.4"), ip_address("192.0.2.1")])
+        (use,) = store.ranges()
+        assert (use.size, use.held, use.excluded, use.free) == (6, 1, 4, 1)
+
+    def test_a_reserved_address_that_is_held_counts_once(self, store: LeaseStore) -> None:
+        store.allocate(self.small, "db", "eth0", pod="ns/db")
+        for name in "ab":
+            store.allocate(self.small, name, "eth0")
+        assert [(use.held, use.excluded, use.free) for use in store.ranges()] == [(3, 2, 1)]
+        store.allocate(self.small, "c", "eth0")
+        assert [(use.held, use.excluded, use.free) for use in store.ranges()] == [(4, 2, 0)]
+        store.release("lan", "db", "eth0", 60)
+        assert [(use.held, use.excluded, use.free) for use in store.ranges()] == [(3, 3, 0)], "only its pod gets it"
+
+    def test_one_in_conflict_counts_once(self, store: LeaseStore, clock: Clock) -> None:
+        store.allocate(self.small, "a", "eth0")
+        store.conflict("lan", ip_address("10.0.0.5"))
+        (use,), (usage,) = store.ranges(), store.usage(self.small)
+        assert (use.held, use.conflict, use.excluded, use.free) == (1, 1, 2, 2)
+        assert (usage.held, usage.conflict, usage.excluded, usage.free) == (1, 1, 2, 2)
+        clock.now += 600
+        assert [(use.conflict, use.excluded, use.free) for use in store.ranges()] == [(0, 3, 2)]
+
+    def test_of_a_huge_range_too(self, store: LeaseStore) -> None:
+        store.allocate(a_conf((a_range("fd00::/64", "fd00::"),), exclude=("fd00::8000:0:0:0/65",)), "a", "eth0")
+        (use,) = store.ranges()
+        assert (use.size, use.excluded, use.free) == (2**64 - 1, 2**63 + 1, 2**63 - 3)
+
+    def test_an_add_tells_that_it_has_changed(self, store: LeaseStore) -> None:
+        store.allocate(self.small, "a", "eth0")
+        store.allocate(a_conf(self.small.pools[0]), "b", "eth0")
+        assert [use.excluded for use in store.ranges()] == [1]
+
+    def test_one_that_finds_no_address_does_so_too(self, store: LeaseStore) -> None:
+        narrow, other = a_conf(self.small.pools[0], exclude=("10.0.0.0/29",)), a_conf(exclude=("192.168.1.0/24",))
+        store.allocate(self.small, "a", "eth0")
+        for conf in (narrow, other):
+            with pytest.raises(Exhausted):
+                store.allocate(conf, "b", "eth0")
+            store.remember_ranges(conf)
+        assert [(use.held, use.excluded, use.free) for use in store.ranges()] == [(1, 5, 0), (0, 4, 0)]
+
+    def test_it_is_written_only_when_it_is_new(self, store: LeaseStore) -> None:
+        statements: list[str] = []
+        store.allocate(DUAL, "a", "eth0")
+        with store._database.transaction() as connection:
+            connection.set_trace_callback(statements.append)
+        store.allocate(DUAL, "b", "eth0")
+        assert sum("lease_ranges" in statement for statement in statements) == 4, "to load, and how far it has come"
+        assert not any("barred =" in statement for statement in statements)
+
+    def test_of_a_range_that_an_older_version_entered_it_is_unknown_until_the_next_add(
+        self, tmp_path: Path, clock: Clock
+    ) -> None:
+        with closing(sqlite3.connect(tmp_path / FILE)) as old:
+            for script in ("PRAGMA journal_mode = WAL", *MIGRATIONS[:2], "PRAGMA user_version = 2"):
+                old.executescript(script)
+            ends = (b"\xff\xff\x0a\x00\x00".rjust(15, b"\0") + bytes([last]) for last in (1, 6))
+            old.execute("INSERT INTO lease_ranges VALUES (1, 'lan', ?, ?, NULL, 0)", tuple(ends))
+            old.execute("INSERT INTO lease_boot VALUES ('boot-1')")
+            old.commit()
+        store = a_store(tmp_path, clock)
+        assert [(use.size, use.excluded, use.free) for use in store.ranges()] == [(6, None, 6)]
+        store.allocate(self.small, "a", "eth0")
+        assert [(use.size, use.excluded, use.free) for use in store.ranges()] == [(6, 3, 2)]
+
+    def test_it_outlives_a_reboot(self, tmp_path: Path, clock: Clock, store: LeaseStore) -> None:
+        store.allocate(self.small, "a", "eth0")
+        assert [(use.held, use.excluded) for use in a_store(tmp_path, clock, "boot-2").ranges()] == [(0, 3)]
+
+
 class TestAdopting:
     def test_a_lease_that_is_known_from_elsewhere(self, store: LeaseStore) -> None:
         address = ip_address("192.168.1.11")
@@ -349,7 +430,7 @@ def _occupy(store: LeaseStore, now: float, count: int) -> None:
     entry = WIDE.pools[0][0]
     with store._database.transaction() as connection:
         ledger = Ledger(connection, "lan", now, "eth0")
-        ledger.enter((entry,))
+        ledger.enter(pools_of(WIDE, "", ""))
         first = number_of(ip_address("10.0.0.0"))
         for number in range(first + 1000, first + count):
             ledger.hold(number, span_of(entry), Claim(f"old{number}", "eth0"))
