@@ -215,6 +215,7 @@ class Attachment:
     reach: Reach | None = None  # None: there is no shim, or what its entries were planned from is not known
     leaving: bool = False  # others may get the addresses by now: what is missing of it must not be made anew
     vlan: Vlan | None = None  # the parent, where that is a VLAN of the master
+    netns_cookie: int = 0  # what tells the namespace from a later one with the same path and identity; 0: not known
 
     @property
     def ips(self) -> tuple[Address, ...]:
@@ -326,13 +327,13 @@ def plan(
     facts: Facts,
     mac: str,
     ipam: Result,
-    netns: tuple[str, str],
+    netns: tuple[str, str, int],
     delegate: Delegation | None = None,
 ) -> Attachment:
     """The attachment that a checked configuration, the facts and IPAM's result ask for.
 
-    `mac` is the MAC of the pod's link, `netns` the path and identity of its namespace. Raises InvalidConfig when
-    `shim.routes` asks for a family in which the host has no address.
+    `mac` is the MAC of the pod's link, `netns` the path, identity and cookie of its namespace. Raises InvalidConfig
+    when `shim.routes` asks for a family in which the host has no address.
     """
     parent = facts.parent
     link = plan_link(key, conf, parent, mac)
@@ -361,10 +362,11 @@ def plan(
         delegate=delegate,
         reach=reach,
         vlan=facts.vlan,
+        netns_cookie=netns[2],
     )
 
 
-def plan_nothing(key: Key, conf: NetConf, netns: tuple[str, str]) -> Attachment:
+def plan_nothing(key: Key, conf: NetConf, netns: tuple[str, str, int]) -> Attachment:
     """An attachment of which nothing is planned yet: who holds leases by now, or uses a VLAN device, is recorded."""
     return Attachment(
         key=key,
@@ -376,6 +378,7 @@ def plan_nothing(key: Key, conf: NetConf, netns: tuple[str, str]) -> Attachment:
         sandbox=View(),
         leasing=_leasing(conf),
         leaving=True,
+        netns_cookie=netns[2],
     )
 
 

@@ -68,7 +68,7 @@ def _vlan(node: Node, key: Key, conf: NetConf, pod: Pod, undo: ExitStack) -> Vla
     from cni import vlan
 
     undo.callback(teardown.quietly, node.log, lambda: _clear(node, key, "undoing a failed ADD"))
-    return vlan.use(node, conf, plan_nothing(key, conf, (pod.path, pod.id)))
+    return vlan.use(node, conf, plan_nothing(key, conf, pod.netns))
 
 
 def _tap(pod: Pod, ifname: str) -> int:
@@ -123,8 +123,7 @@ def _offloading(node: Node, request: Request, attachment: Attachment) -> Abstrac
 
 
 def _planned(request: Request, address: str, ipam: Result, delegation: Delegation | None = None) -> Attachment:
-    netns = (request.pod.path, request.pod.id)
-    return plan(request.key, request.conf, request.facts, address, ipam, netns, delegation)
+    return plan(request.key, request.conf, request.facts, address, ipam, request.pod.netns, delegation)
 
 
 def _recorded(node: Node, request: Request, attachment: Attachment, undo: ExitStack) -> Attachment:

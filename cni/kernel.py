@@ -55,6 +55,10 @@ class Namespace:
         """Close the socket; the descriptor is its owner's."""
         self._socket.close()
 
+    def cookie(self) -> int:
+        """What tells the namespace from all others of this boot (`cni.netlink.Socket.netns_cookie`)."""
+        return self._socket.netns_cookie()
+
     # --- what is there -----------------------------------------------------------------------------------------
 
     def link(self, name: str) -> Link | None:

@@ -42,6 +42,8 @@ NETLINK_DROP_MEMBERSHIP = 2
 NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
 NETLINK_GET_STRICT_CHK = 12
+SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h
+COOKIE = struct.Struct("=Q")
 
 HEADER = struct.Struct("=IHHII")
 ATTRIBUTE = struct.Struct("=HH")
@@ -138,6 +140,14 @@ class Socket:
     def fileno(self) -> int:
         """The descriptor, for poll."""
         return self._socket.fileno()
+
+    def netns_cookie(self) -> int:
+        """The number that no other namespace has had since the machine started; 0 from kernels before 5.14."""
+        try:
+            (cookie,) = COOKIE.unpack(self._socket.getsockopt(_socket.SOL_SOCKET, SO_NETNS_COOKIE, COOKIE.size))
+        except OSError:
+            return 0
+        return int(cookie)
 
     @contextmanager
     def hearing(self, group: int) -> Iterator[None]:

@@ -19,6 +19,7 @@ from cni.state import Nics, Records
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from cni.attachment import Attachment
     from cni.config import NetConf
@@ -44,6 +45,11 @@ class Pod:
     path: str
     id: str
     namespace: Namespace
+
+    @property
+    def netns(self) -> tuple[str, str, int]:
+        """What is recorded of it: path, identity and cookie."""
+        return self.path, self.id, self.namespace.cookie()
 
 
 class Node:
@@ -129,8 +135,8 @@ class Node:
             raise netns.not_to_be_opened(path, error.errno or 0) from error
 
     @contextmanager
-    def pod_if_there(self, path: str, own_allowed: bool, id: str = "") -> Iterator[Pod | None]:
-        """The pod's namespace if it still exists, and is the one with that identity where one is given.
+    def pod_if_there(self, path: str, own_allowed: bool, id: str = "", cookie: int = 0) -> Iterator[Pod | None]:
+        """The pod's namespace if it still exists, and is the one with that identity and cookie where they are given.
 
         Raises NetnsUnclear when that cannot be told: what is taken for gone is forgotten, and its addresses given away.
         """
@@ -142,4 +148,8 @@ class Node:
                 raise
             except (NetnsUnusable, InvalidEnvironment):
                 pass
-            yield pod if pod and id in ("", pod.id) else None
+            yield pod if pod and id in ("", pod.id) and cookie in (0, pod.namespace.cookie()) else None
+
+    def pod_of(self, attachment: Attachment) -> AbstractContextManager[Pod | None]:
+        """The namespace that an attachment was made in, if it still exists."""
+        return self.pod_if_there(attachment.netns, True, attachment.netns_id, attachment.netns_cookie)

@@ -145,6 +145,7 @@ def _attachment(node: Node, key: Key, sighting: Sighting, shim_view: View, lease
         parent_index=link.parent_index,
         netns=sighting.netns,
         netns_id=sighting.netns_id,
+        netns_cookie=sighting.netns_cookie,
         sandbox=replace(sighting.view, link=link, routes=routes),
         host=View() if sighting.parent_in_pod else _host_end(sighting.ips, shim_view),
         source_nat=tuple(_source_nat(link.parent_index, routes)),

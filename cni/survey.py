@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from cni import netns, offload
 from cni.attachment import PROTO_SHIMLAN, Key, View
@@ -44,6 +44,7 @@ class Sighting:
 
     netns: str
     netns_id: str
+    netns_cookie: int
     key: Key | None
     link: Link
     view: View
@@ -64,8 +65,11 @@ class Standing:
     reason: str = ""
 
 
-def standing(attachment: Attachment) -> Standing:
-    """Whether the namespace of an attachment exists, as seen from here; a path alone may be another one's by now."""
+def standing(attachment: Attachment, closely: bool = False) -> Standing:
+    """Whether the namespace of an attachment exists, as seen from here; a path alone may be another one's by now.
+
+    `closely`: also tell it from a later one of the same path that got its inode number, which means to enter it.
+    """
     path = attachment.netns
     try:
         status = os.stat(path)
@@ -73,11 +77,26 @@ def standing(attachment: Attachment) -> Standing:
         return _gone_unless(_hidden(path), f"{path} does not exist")
     except OSError as error:
         return Standing(UNCLEAR, f"{path}: {error.strerror}")
-    if netns.identity_of(status) == attachment.netns_id:
+    if netns.identity_of(status) == attachment.netns_id and not (closely and _is_another(attachment)):
         return Standing(PRESENT)
     if status.st_dev == os.stat(netns.OWN).st_dev:
         return Standing(GONE, f"{path} is another namespace by now")
     return _gone_unless(_hidden(path), f"{path} is no namespace any more")
+
+
+def _is_another(attachment: Attachment) -> bool:
+    """Whether the namespace at the path of an attachment has another cookie; not if that cannot be told."""
+    if not attachment.netns_cookie:
+        return False
+    try:
+        fd = netns.open_netns(attachment.netns)
+        try:
+            with closing(Namespace(fd)) as namespace:
+                return namespace.cookie() != attachment.netns_cookie
+        finally:
+            os.close(fd)
+    except CniError:
+        return False
 
 
 def _gone_unless(doubt: str, reason: str) -> Standing:
@@ -182,7 +201,7 @@ def _sightings_in(node: Node, path: str, home: int) -> Iterator[Sighting]:
                     inside, view = parent_here and not own, _view(pod.namespace, link)
                     parent = (pod.namespace if parent_here else node.host).link_at(link.parent_index)
                     name = parent.name if parent else ""
-                    yield Sighting(path, pod.id, parse_alias(link.alias), link, view, name, inside)
+                    yield Sighting(*pod.netns, parse_alias(link.alias), link, view, name, inside)
     except (CniError, OSError) as error:
         node.log.debug(f"{path} is left out: {error}")
 

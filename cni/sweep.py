@@ -125,13 +125,13 @@ class _Broom:
     def attachments(self) -> None:
         """Attachments whose namespace is gone."""
         for attachment in self._node.records.all():
-            if survey.standing(attachment).state != survey.PRESENT:
+            if survey.standing(attachment, closely=True).state != survey.PRESENT:
                 self._locked(attachment.key, partial(self._judge, attachment.key))
 
     def _judge(self, key: Key) -> None:
         """Clear an attachment if it is (still) stale; under its lock no command works on it."""
         attachment = self._node.records.find(key)
-        if attachment is None or (standing := survey.standing(attachment)).state == survey.PRESENT:
+        if attachment is None or (standing := survey.standing(attachment, closely=True)).state == survey.PRESENT:
             return
         doubt = standing.reason if standing.state == survey.UNCLEAR else self._sign_of_life(attachment)
         if doubt:

@@ -85,7 +85,7 @@ def _may_be_ours(link: Link, key: Key) -> bool:
 
 def _remove_link(node: Node, attachment: Attachment) -> None:
     wanted = attachment.sandbox.link
-    with node.pod_if_there(attachment.netns, own_allowed=True, id=attachment.netns_id) as pod:
+    with node.pod_of(attachment) as pod:
         link = pod.namespace.child(wanted) if pod and wanted else None
         if pod and link:
             node.log.debug(f"ip link del {link.name}")

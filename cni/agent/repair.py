@@ -170,7 +170,7 @@ class Repairer:
 
     @contextmanager
     def _pod(self, attachment: Attachment) -> Iterator[Pod | None]:
-        with self._node.pod_if_there(attachment.netns, own_allowed=True, id=attachment.netns_id) as pod:
+        with self._node.pod_of(attachment) as pod:
             if pod:
                 self._visit(pod)
             yield pod

@@ -139,7 +139,7 @@ def _life(node: Node, lease: Lease) -> str:
     if lease.address in survey.living_addresses(node, seen):
         return "alive: a child of the parent has its MAC, in a namespace that cannot be seen from here"
     attachment = node.records.find(_key(lease))
-    standing = survey.standing(attachment) if attachment else None
+    standing = survey.standing(attachment, closely=True) if attachment else None
     return f"perhaps alive: {standing.reason}" if standing and standing.state == survey.UNCLEAR else ""
 
 

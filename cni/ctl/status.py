@@ -120,7 +120,7 @@ def _nics(node: Node, nics: Sequence[Nic], recorded: Sequence[Attachment]) -> It
 
 
 def _state(node: Node, attachment: Attachment) -> str:
-    standing = survey.standing(attachment)
+    standing = survey.standing(attachment, closely=True)
     if standing.state == survey.GONE:
         return "stale: namespace gone"
     if standing.state == survey.UNCLEAR:
@@ -141,7 +141,7 @@ def _tap(node: Node, attachment: Attachment) -> int:
     present = None
     with (
         suppress(CniError),  # its state says why
-        node.pod_if_there(attachment.netns, own_allowed=True, id=attachment.netns_id) as pod,
+        node.pod_of(attachment) as pod,
     ):
         present = pod.namespace.child(link) if pod else None
     return present.index if present else 0

@@ -140,7 +140,7 @@ def test_an_add_that_was_killed_before_it_had_planned_anything_is_told(lab: Lab)
     with unmended(lab), closing(Database(lab.data_dir)) as database:
         store = Records(database, boot_id())
         (made,) = store.all()
-        store.put(plan_nothing(made.key, config.parse(pod.conf, {}), (made.netns, made.netns_id)))
+        store.put(plan_nothing(made.key, config.parse(pod.conf, {}), (made.netns, made.netns_id, made.netns_cookie)))
         with pytest.raises(CniFailed) as failure:
             pod.check()
         store.put(made)

@@ -7,12 +7,17 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from cni.ctl.lab import Lab, Pod
+from cni.database import Database, boot_id
+from cni.frozen import replace
+from cni.state import Records
 from tests.kernel.agents import Agent
+from tests.kernel.traces import held, records
 
 pytestmark = pytest.mark.without_agent("it has one of its own")
 
@@ -171,3 +176,35 @@ def test_a_data_directory_that_cannot_be_kept_does_not_keep_it_from_others(lab: 
     assert lab.cni("STATUS", lab.conf(dataDir="/proc/shimlan")).json["code"] == 50
     assert lab.cni("STATUS", lab.conf(dataDir="/dev/null/below")).json["code"] == 50
     assert is_mended(pod)
+
+
+# --- namespaces that are others by now -------------------------------------------------------------------------------
+
+
+def with_another_cookie(lab: Lab) -> None:
+    """Have the only record tell of a namespace that had the path and inode number of the one which is there."""
+    with closing(Database(lab.data_dir)) as database:
+        store = Records(database, boot_id())
+        (made,) = store.all()
+        store.revise(replace(made, netns_cookie=made.netns_cookie + 1))
+
+
+def test_a_later_namespace_with_the_same_path_and_inode_number_gets_no_link_and_what_was_is_cleared(
+    lab: Lab, client: Path, tmp_path: Path
+) -> None:
+    (settings := tmp_path / "agent.yaml").write_text(SHORT_GRACE)
+    pod = lab.pod("pod")
+    pod.ip("link", "del", "eth0")
+    with_another_cookie(lab)
+    with Agent(lab, client, "--config", str(settings)):
+        assert soon(lambda: records(lab) == [], seconds=10)
+    assert [link["ifname"] for link in pod.links()] == ["lo"]
+    assert held(lab) == []
+
+
+def test_a_del_that_comes_late_leaves_the_links_of_a_later_namespace_alone(lab: Lab) -> None:
+    pod = lab.pod("pod")
+    with_another_cookie(lab)
+    pod.delete()
+    assert [link["ifname"] for link in pod.links()] == ["lo", "eth0"]
+    assert (records(lab), held(lab)) == ([], [])

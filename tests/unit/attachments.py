@@ -15,7 +15,7 @@ PARENT = Parent("eth0", 2, "62:7e:ca:df:73:d4", 1500)
 HOST = InterfaceAddress(ip_address("192.0.2.10"), 24)
 HOST6 = InterfaceAddress(ip_address("2001:db8::10"), 64)
 FACTS = Facts(PARENT, (HOST, HOST6), (HOST, HOST6))
-NETNS = ("/run/netns/abc", "4:1")
+NETNS = ("/run/netns/abc", "4:1", 71)
 IPAM = Result(
     ips=(
         IpConfig(ip_address("192.0.2.100"), 24, ip_address("192.0.2.1")),

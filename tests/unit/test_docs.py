@@ -197,7 +197,7 @@ def recipe() -> Iterator[str]:
         routes=(RouteConfig(ip_network("0.0.0.0/0")),),
     )
     key = Key("lan", "container", "eth0")
-    attachment = plan(key, conf, Facts(parent, own, own), "02:42:c0:a8:01:64", leased, ("", ""))
+    attachment = plan(key, conf, Facts(parent, own, own), "02:42:c0:a8:01:64", leased, ("", "", 0))
     return (str(change) for view in (attachment.host, attachment.sandbox) for change in diff(view, View()))
 
 
