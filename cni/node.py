@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, contextmanager, suppress
 
-from cni import deletion, netns
+from cni import deletion, directories, netns
 from cni.database import Database, boot_id
 from cni.errors import InvalidEnvironment, NetnsUnclear, NetnsUnusable
 from cni.frozen import frozen
@@ -91,8 +91,15 @@ class Node:
         """The leases of a data directory, which may be another than that of the attachments."""
         from ipam.store import LeaseStore  # networks with a delegate or without addresses need no allocator
 
-        database = self._databases.get(data_dir) or self._databases.setdefault(data_dir, Database(data_dir))
-        return LeaseStore(database, self._boot_id)
+        return LeaseStore(self._opened(data_dir), self._boot_id)
+
+    def siblings(self) -> Iterator[Records]:
+        """What other data directories of this host have recorded, as far as they are known here."""
+        for data_dir in directories.others(self.data_dir):
+            yield Records(self._opened(data_dir), self._boot_id)
+
+    def _opened(self, data_dir: str) -> Database:
+        return self._databases.get(data_dir) or self._databases.setdefault(data_dir, Database(data_dir))
 
     def parents(self, conf: NetConf, pod: Pod) -> Namespace:
         """Where the parent lives."""

@@ -158,7 +158,14 @@ def source_nat_in_place(node: Node) -> bool:
 def _source_nat(node: Node, but: Key | None = None) -> list[SourceNat]:
     """Newest attachment first: after a change of the host's address the present one decides."""
     newest_first = reversed(node.records.all())
-    return [rule for attachment in newest_first if attachment.key != but for rule in attachment.source_nat]
+    own = [rule for attachment in newest_first if attachment.key != but for rule in attachment.source_nat]
+    return own + source_nat_of_siblings(node)
+
+
+def source_nat_of_siblings(node: Node) -> list[SourceNat]:
+    """What attachments in other data directories need: there is one table for all."""
+    records = (reversed(each.all()) for each in node.siblings())
+    return [rule for attachments in records for attachment in attachments for rule in attachment.source_nat]
 
 
 def _standing(node: Node, wanted: View) -> Link | None:

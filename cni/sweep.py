@@ -248,6 +248,7 @@ class _Broom:
     def source_nat(self) -> None:
         """The nftables table, when it holds anything else than what the attachments need."""
         rules = [rule for attachment in reversed(list(self._remaining())) for rule in attachment.source_nat]
+        rules += shim.source_nat_of_siblings(self._node)
         try:
             with nftables.connect() as socket:
                 if nftables.in_place(socket, rules):

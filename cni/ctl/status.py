@@ -12,7 +12,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cni import commands, offload, survey
-from cni.agent.directories import others
 from cni.ctl import tables
 from cni.ctl.store import add_output, add_state_dir, nothing_in, open_existing
 from cni.errors import CniError
@@ -149,9 +148,8 @@ def _tap(node: Node, attachment: Attachment) -> int:
 
 def _elsewhere(node: Node) -> Iterator[Attachment]:
     """What is recorded in other data directories that an agent looks after: those pods share our shims."""
-    for data_dir in others(node.data_dir):
-        if there := open_existing(data_dir):
-            yield from there.records.all()
+    for records in node.siblings():
+        yield from records.all()
 
 
 def _shims(node: Node, recorded: Sequence[Attachment]) -> Iterator[Row]:

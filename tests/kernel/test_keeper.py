@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from cni.ctl.lab import Lab, Pod
 from cni.database import Database, boot_id
 from cni.frozen import replace
 from cni.state import Records
-from tests.kernel.agents import Agent
+from tests.kernel.agents import SHIMLANCTL, Agent
 from tests.kernel.traces import held, records
 
 pytestmark = pytest.mark.without_agent("it has one of its own")
@@ -150,6 +151,22 @@ def test_another_data_directory_is_kept_after_a_restart_though_no_call_comes(lab
         pod = lab.pod("pod", lab.conf(dataDir=elsewhere, ipam={"dataDir": elsewhere}))
     with Agent(lab, client):
         assert is_mended(pod)
+
+
+@pytest.mark.skipif(not shutil.which("nft"), reason="nft is not installed")
+@pytest.mark.parametrize("shim", [{}, {"routes": ["10.112.0.0/12"]}], ids=["without services", "with services"])
+def test_the_pods_of_another_data_directory_leave_the_source_nat_alone(
+    lab: Lab, agent: Agent, shim: dict[str, Any]
+) -> None:
+    elsewhere = f"{lab.data_dir}/elsewhere"
+    ranges = [[{"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.210"}]]
+    pod = lab.pod("pod", lab.conf(shim={"routes": ["10.96.0.0/12"]}))
+    other = lab.pod("other", lab.conf(dataDir=elsewhere, ipam={"dataDir": elsewhere, "ranges": ranges}, shim=shim))
+    for _ in range(2):
+        other.delete()  # as often as the runtime likes
+        pod.check()
+    lab.host.run(SHIMLANCTL, "gc", "--state-dir", elsewhere)
+    pod.check()
 
 
 def test_a_data_directory_that_is_gone_is_not_made_anew_by_the_next_agent(lab: Lab, client: Path) -> None:
