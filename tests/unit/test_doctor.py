@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import cni.config
+from cni import survey
 from cni.attachment import Parent
 from cni.ctl.doctor import checks, configuration, managers
 from cni.ctl.doctor.facts import (
@@ -209,6 +211,7 @@ def test_the_sysctls_to_set_are_named() -> None:
         (Manager("systemd-networkd", running=True), "ok"),
         (Manager("systemd-networkd", running=True, taken_by="a file"), "warning"),
         (Manager("systemd-networkd", running=False, taken_by="a file"), "ok"),
+        (Manager("systemd-networkd", running=False, hidden=True), "ok"),
     ],
 )
 def test_managers(found: Manager, level: str) -> None:
@@ -372,6 +375,71 @@ def test_what_network_manager_is_told(tmp_path: Path, path: str, text: str, spar
     write(tmp_path, path, text)
     found = managers.network_manager("shim2", running=True, root=str(tmp_path))
     assert found.spared_by == (f"{tmp_path}/{path}" if spared else "")
+
+
+def with_process(proc: Path, pid: int, comm: str, net: str = "/proc/self/ns/net", root: str = "/") -> None:
+    """A process as /proc shows it."""
+    write(proc, f"{pid}/comm", f"{comm}\n")
+    (proc / f"{pid}/ns").mkdir()
+    (proc / f"{pid}/ns/net").symlink_to(net)
+    (proc / f"{pid}/root").symlink_to(root)
+
+
+def of_network_manager(proc: Path) -> Manager:
+    (found, _) = managers.managers("shim2", str(proc))
+    return found
+
+
+def own_pid_namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+@pytest.fixture
+def on_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes of the host show here."""
+    monkeypatch.setattr(survey, "INITIAL_PID_NAMESPACE", own_pid_namespace())
+
+
+@pytest.fixture
+def in_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only processes of a container show here."""
+    monkeypatch.setattr(survey, "INITIAL_PID_NAMESPACE", own_pid_namespace() + 1)
+
+
+@pytest.mark.usefixtures("on_host")
+def test_on_a_host_all_processes_show(tmp_path: Path) -> None:
+    with_process(tmp_path, 1, "systemd")
+    assert checks.manager(of_network_manager(tmp_path)).evidence == "does not run here"
+    with_process(tmp_path, 7, "NetworkManager", net="/proc/self/ns/uts")
+    assert checks.manager(of_network_manager(tmp_path)).evidence == "does not run here"
+    with_process(tmp_path, 8, "NetworkManager")
+    assert of_network_manager(tmp_path).running
+
+
+@pytest.mark.usefixtures("in_container")
+def test_in_a_container_the_hosts_processes_are_not_seen(tmp_path: Path) -> None:
+    with_process(tmp_path, 1, "shimlanctl")
+    assert checks.manager(of_network_manager(tmp_path)).evidence.startswith("not seen: ")
+    with_process(tmp_path, 7, "NetworkManager")  # of a node that is a container itself
+    assert checks.manager(of_network_manager(tmp_path)).evidence.startswith("runs here, ")
+
+
+@pytest.mark.usefixtures("on_host")
+def test_with_the_hosts_processes_in_a_container_their_own_files_count(tmp_path: Path) -> None:
+    proc, host = tmp_path / "proc", tmp_path / "host"
+    with_process(proc, 7, "NetworkManager", root=str(host))
+    write(host, "etc/NetworkManager/conf.d/90-shimlan.conf", "[keyfile]\nunmanaged-devices=interface-name:shim*\n")
+    assert of_network_manager(proc).spared_by == f"{proc}/7/root/etc/NetworkManager/conf.d/90-shimlan.conf"
+
+
+@pytest.mark.usefixtures("on_host")
+def test_a_process_that_may_not_be_looked_at_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: str) -> bool:
+        raise PermissionError
+
+    with_process(tmp_path, 7, "NetworkManager")
+    monkeypatch.setattr("os.path.samefile", refuse)
+    assert of_network_manager(tmp_path) == Manager("NetworkManager", running=False, hidden=True)
 
 
 UNMANAGED = "[Match]\nName=shim*\n\n[Link]\nUnmanaged=yes\n"

@@ -255,6 +255,8 @@ def _forwarding(conf: NetConf, found: Sysctls) -> Iterator[Finding]:
 def manager(found: Manager) -> Finding:
     """Does a program that configures networks spare the shims?"""
     id = f"manager.{found.name}"
+    if found.hidden:
+        return ok(id, "not seen: this container does not show the host's processes; does it leave shims alone there?")
     if not found.running:
         return ok(id, "does not run here")
     if found.spared_by:

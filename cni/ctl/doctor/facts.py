@@ -82,10 +82,11 @@ class Manager:
     """A program that configures networks by itself: whether it runs here, and what makes it touch or spare shims."""
 
     name: str
-    running: bool
+    running: bool  # as far as processes show
     spared_by: str = ""  # where it is told to leave them alone
     taken_by: str = ""  # where it is told to manage them
     takes_by_itself: bool = False  # without being told
+    hidden: bool = False  # it may run where we do not see it
 
 
 @dataclass(frozen=True)
