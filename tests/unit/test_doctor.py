@@ -14,7 +14,7 @@ import pytest
 import cni.config
 from cni import survey
 from cni.attachment import Parent
-from cni.ctl.doctor import checks, configuration, managers
+from cni.ctl.doctor import checks, configuration, managers, state
 from cni.ctl.doctor.facts import (
     Agent,
     Configuration,
@@ -24,6 +24,7 @@ from cni.ctl.doctor.facts import (
     Manager,
     NetworkFile,
     ParentState,
+    Reached,
     ServiceProxy,
     Store,
     Stranger,
@@ -239,6 +240,7 @@ CONFLICT = (("192.0.2.9", "02:00:00:00:00:09"),)
         (IPAM, Lan(Stranger()), {}),
         (IPAM, Lan(Stranger(asked="192.0.2.1")), {"lan.mac": "failure"}),
         (conf(mode="passthru"), Lan(Stranger(), dead_gateways=("192.0.2.1",)), {}),
+        (conf(mode="passthru"), Lan(Stranger(refusal="eth0 has others: remove them")), {"parent.child": "failure"}),
         (IPAM, Lan(Stranger(), dead_gateways=("192.0.2.1",)), {"lan.gateway": "warning"}),
         (IPAM, Lan(Stranger(refusal="taken: use br0"), ("192.0.2.1",)), {"parent.child": "failure"}),
         (IPAM, Lan(ANSWERED, conflicts=CONFLICT), {"lan.addresses": "failure"}),
@@ -335,16 +337,74 @@ def test_agent(found: Agent, plugins: Executables, level: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("found", "named", "expected"),
     [
-        (PLUGIN, {}),
-        (CLIENT, {}),
-        (NOTHING, {"plugin": "warning"}),
-        (Executables(("d",), "d/shimlan", missing=("portmap",)), {"plugin.others": "warning"}),
+        (PLUGIN, True, {}),
+        (CLIENT, True, {}),
+        (NOTHING, True, {"plugin": "failure"}),
+        (NOTHING, False, {"plugin": "warning"}),
+        (Executables(("d",), "d/shimlan", missing=("portmap",)), True, {"plugin.others": "failure"}),
     ],
 )
-def test_executables(found: Executables, expected: dict[str, str]) -> None:
-    assert troubles(checks.executables(found)) == expected
+def test_executables(found: Executables, named: bool, expected: dict[str, str]) -> None:
+    assert troubles(checks.executables(found, named)) == expected
+
+
+NODE_LOCAL = conf(shim={"hostAddresses": ["auto", "169.254.20.10"]})
+
+
+def leased(**keys: Any) -> cni.config.NetConf:
+    return conf(**{**keys, "ipam": {"type": "shimlan-ipam", "subnet": "192.0.2.0/24", **keys.get("ipam", {})}})
+
+
+@pytest.mark.parametrize(
+    ("conf", "found", "expected"),
+    [
+        (PLAIN, Reached(), {}),
+        (NODE_LOCAL, Reached((ip_address("192.0.2.10"), ip_address("169.254.20.10"))), {}),
+        (NODE_LOCAL, Reached(refusal="shim.hostAddresses: it is no address"), {"shim.hostAddresses": "failure"}),
+        (leased(shim={"routes": ["10.96.0.0/12"]}), Reached((ip_address("192.0.2.10"),)), {}),
+        (leased(shim={"routes": ["fd00:96::/112"]}), Reached((ip_address("192.0.2.10"),)), {}),
+        (leased(shim={"routes": ["10.96.0.0/12"]}), Reached((ip_address("fd00::1"),)), {"shim.routes": "failure"}),
+        (conf(shim={"routes": ["10.96.0.0/12"]}), Reached(), {}),
+    ],
+)
+def test_addresses_of_the_host(conf: cni.config.NetConf, found: Reached, expected: dict[str, str]) -> None:
+    assert troubles(checks.reached(conf, found)) == expected
+
+
+def test_what_is_wrong_with_an_address_of_the_host_stands_without_the_key() -> None:
+    (finding,) = checks.reached(NODE_LOCAL, Reached(refusal="shim.hostAddresses: it is no address"))
+    assert finding.evidence == "it is no address"
+
+
+@pytest.mark.parametrize(
+    ("routes", "keys", "right"),
+    [
+        ([{"dst": "0.0.0.0/0"}], {}, True),
+        ([{"dst": "10.0.0.0/8", "gw": "192.0.2.7"}], {}, True),
+        ([{"dst": "10.0.0.0/8", "gw": "192.0.3.7"}], {}, False),
+        ([{"dst": "10.0.0.0/8", "gw": "198.51.100.10"}], {}, True),  # the host, through the shim
+        ([{"dst": "10.0.0.0/8", "gw": "192.0.3.7"}, {"dst": "192.0.3.7/32", "scope": 253}], {}, True),
+        ([{"dst": "10.0.0.0/8", "gw": "192.0.3.7"}, {"dst": "192.0.3.0/24"}], {}, False),
+        ([{"dst": "10.0.0.0/8", "gw": "192.0.3.7"}], {"capabilities": {"ipRanges": True}}, True),
+        ([{"dst": "::/0", "gw": "fe80::1"}], {}, True),
+        ([{"dst": "::/0", "gw": "fd00::1"}], {}, False),
+    ],
+)
+def test_gateways_of_routes(routes: list[dict[str, Any]], keys: dict[str, Any], right: bool) -> None:
+    found = troubles(checks.routes(leased(**keys, ipam={"routes": routes}), Reached((ip_address("198.51.100.10"),))))
+    assert found == ({} if right else {"ipam.routes": "failure"})
+
+
+def test_the_file_of_resolv_conf(tmp_path: Path) -> None:
+    write(tmp_path, "resolv.conf", "nameserver 192.0.2.53\n")
+    for name, level in {"resolv.conf": "ok", "missing": "failure"}.items():
+        ipam = leased(ipam={"resolvConf": f"{tmp_path}/{name}"}).ipam
+        assert ipam is not None
+        finding = checks.resolver(ipam, state.resolver(ipam))
+        assert (finding.id, finding.level) == ("ipam.resolvConf", level)
+    assert finding.evidence == f"cannot read {tmp_path}/missing: No such file or directory"
 
 
 # --- files of others ---------------------------------------------------------------------------------------------

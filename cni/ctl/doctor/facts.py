@@ -69,6 +69,14 @@ class ParentState:
 
 
 @dataclass(frozen=True)
+class Reached:
+    """The addresses of the host that pods reach; `refusal` says why an ADD would not have them."""
+
+    addresses: tuple[Address, ...] = ()
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
 class Sysctls:
     """Settings of the kernel, "" where it has none; `locked`: why new links' settings cannot be changed."""
 
@@ -99,7 +107,7 @@ class ServiceProxy:
 
 @dataclass(frozen=True)
 class Stranger:
-    """An attempt to speak on the LAN from a MAC that is not the NIC's; `refusal` says why no child could be made."""
+    """An attempt to speak on the LAN from a MAC that is not the NIC's; `refusal` says why no child can be made."""
 
     refusal: str = ""
     asked: str = ""  # somebody who answers the host; "": nobody is known
