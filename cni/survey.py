@@ -110,7 +110,7 @@ def _hidden(path: str) -> str:
     nor the host's processes.
     """
     if path.startswith("/proc/"):
-        return "" if _sees_all_processes() else f"{path} does not exist here, nor do all processes of the host"
+        return "" if sees_all_processes() else f"{path} does not exist here, nor do all processes of the host"
     directory = os.path.dirname(path)
     if not os.path.isdir(directory):
         return f"there is no {directory} here"
@@ -119,14 +119,15 @@ def _hidden(path: str) -> str:
     return f"what the host mounts in {directory} does not show here: mount it with propagation (HostToContainer)"
 
 
-def _sees_all_processes() -> bool:
+def sees_all_processes() -> bool:
+    """Whether all processes of the host show here, and not a container's alone."""
     return os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID_NAMESPACE
 
 
 def _is_among_the_hosts_mounts() -> bool:
     """Whether our mount namespace is that of the host's init, and so that of the runtime as well."""
     with suppress(OSError):
-        return _sees_all_processes() and os.path.samefile("/proc/self/ns/mnt", "/proc/1/ns/mnt")
+        return sees_all_processes() and os.path.samefile("/proc/self/ns/mnt", "/proc/1/ns/mnt")
     return False
 
 

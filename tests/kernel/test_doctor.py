@@ -20,6 +20,7 @@ import pytest
 
 from cni.ctl.frames import ETH_P_ARP
 from cni.ctl.lab import Lab
+from cni.ctl.runtime import CniFailed
 from cni.database import FILE, SCHEMA_VERSION
 from tests.kernel.agents import Agent
 from tests.kernel.test_rebuild import DAMAGES, damaged
@@ -342,6 +343,91 @@ def test_a_child_in_mode_passthru_excludes_others(lab: Lab, doctor: Doctor) -> N
     lab.pod("a", lab.conf(mode="passthru"))
     id, level, evidence, _ = doctor.trouble()
     assert (id, level, evidence) == ("parent.child", "failure", "eth0 refuses another child")
+
+
+def add_fails(lab: Lab, doctor: Doctor) -> int:
+    """The code with which an ADD of the same configuration fails."""
+    with pytest.raises(CniFailed) as failed:
+        lab.pod(conf=doctor.conf)
+    code: int = failed.value.code
+    return code
+
+
+def test_a_pod_in_mode_passthru_takes_no_other_child_beside_it(lab: Lab, doctor: Doctor) -> None:
+    pod = lab.pod("a")
+    shim = f"shim{lab.host.link('eth0')['ifindex']}"
+    doctor.asked_about(mode="passthru")
+    id, level, evidence, _ = doctor.trouble()
+    assert (id, level) == ("parent.child", "failure")
+    assert evidence.startswith(f"eth0 has {shim} and 1 pod(s), and a pod in mode passthru takes no other child")
+    assert add_fails(lab, doctor) == 102
+    pod.delete()
+    pod = lab.pod("b", lab.conf(mode="private"))  # no shim shows it
+    assert doctor.trouble()[2].startswith("eth0 has 1 pod(s), ")
+    assert add_fails(lab, doctor) == 102
+    pod.delete()
+    assert doctor.troubles() == []
+    lab.pod(conf=doctor.conf)
+
+
+def test_a_mac_that_the_nic_receives_for_is_no_child_by_itself(lab: Lab, doctor: Doctor) -> None:
+    lab.host.run("bridge", "fdb", "add", "02:00:00:00:00:77", "dev", "eth0", "self")
+    doctor.asked_about(mode="passthru")
+    before = network(lab.host)
+    assert doctor.troubles() == []
+    assert network(lab.host) == before
+
+
+def test_an_address_of_the_host_is_missing(lab: Lab, doctor: Doctor) -> None:
+    doctor.asked_about(shim={"hostAddresses": ["auto", "169.254.20.10"]})
+    id, level, evidence, remedy = doctor.trouble()
+    assert (id, level, evidence) == ("shim.hostAddresses", "failure", "169.254.20.10 is no address of this host")
+    assert remedy.startswith("give the host that address")
+    assert add_fails(lab, doctor) == 7
+    lab.host.ip("address", "add", "169.254.20.10/32", "dev", "eth0")
+    assert doctor.troubles() == []
+    lab.pod("a", doctor.conf)
+
+
+def test_a_family_of_services_that_the_host_lacks(lab: Lab, doctor: Doctor) -> None:
+    lab.host.ip("-6", "address", "flush", "dev", "eth0", "scope", "global")
+    lab.host.sysctl("net.ipv6.conf.all.forwarding", 1)
+    doctor.conf = lab.conf(dual=True, shim={"routes": ["fd00:96::/112"]})
+    assert [finding["id"] for finding in doctor.troubles("--no-probe")] == ["shim.routes"]
+    assert add_fails(lab, doctor) == 7
+
+
+def test_a_resolv_conf_that_is_missing(lab: Lab, doctor: Doctor) -> None:
+    missing = Path(lab.data_dir) / "resolv.conf"
+    doctor.asked_about(ipam={"resolvConf": str(missing)})
+    assert doctor.trouble()[:2] == ("ipam.resolvConf", "failure")
+    assert add_fails(lab, doctor) == 5
+    missing.write_text("nameserver 192.0.2.53\n")
+    assert doctor.troubles() == []
+
+
+def test_a_route_through_a_gateway_elsewhere(lab: Lab, doctor: Doctor) -> None:
+    doctor.asked_about(ipam={"routes": [{"dst": "10.0.0.0/8", "gw": "192.0.3.1"}]})
+    id, level, evidence, _ = doctor.trouble()
+    assert (id, level) == ("ipam.routes", "failure")
+    assert evidence == "the gateway 192.0.3.1 of 10.0.0.0/8 is in no subnet of the pods"
+    assert add_fails(lab, doctor) == 103
+    doctor.asked_about(ipam={"routes": [{"dst": "192.0.3.1/32", "scope": 253}, *doctor.conf["ipam"]["routes"]]})
+    assert doctor.troubles() == []
+    lab.pod("a", doctor.conf)
+
+
+def test_an_ipam_plugin_that_is_not_installed(lab: Lab, doctor: Doctor) -> None:
+    doctor.conf = lab.conf(ipam={"type": "not-there"})
+    assert doctor.trouble()[:2] == ("plugin.others", "failure")
+    assert add_fails(lab, doctor) == 105
+
+
+def test_no_plugin_is_installed(doctor: Doctor, tmp_path: Path) -> None:
+    doctor.bin_dir = str(tmp_path)
+    id, level, evidence, remedy = doctor.trouble("--no-probe")
+    assert (id, level, evidence) == ("plugin", "failure", f"no shimlan in {tmp_path}")
+    assert "`shimlanctl install`" in remedy
 
 
 def test_the_parent_is_missing(lab: Lab, doctor: Doctor) -> None:

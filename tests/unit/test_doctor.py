@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 import cni.config
+from cni import survey
 from cni.attachment import Parent
-from cni.ctl.doctor import checks, configuration, managers
+from cni.ctl.doctor import checks, configuration, managers, state
 from cni.ctl.doctor.facts import (
     Agent,
     Configuration,
@@ -22,6 +24,7 @@ from cni.ctl.doctor.facts import (
     Manager,
     NetworkFile,
     ParentState,
+    Reached,
     ServiceProxy,
     Store,
     Stranger,
@@ -209,6 +212,7 @@ def test_the_sysctls_to_set_are_named() -> None:
         (Manager("systemd-networkd", running=True), "ok"),
         (Manager("systemd-networkd", running=True, taken_by="a file"), "warning"),
         (Manager("systemd-networkd", running=False, taken_by="a file"), "ok"),
+        (Manager("systemd-networkd", running=False, hidden=True), "ok"),
     ],
 )
 def test_managers(found: Manager, level: str) -> None:
@@ -236,6 +240,7 @@ CONFLICT = (("192.0.2.9", "02:00:00:00:00:09"),)
         (IPAM, Lan(Stranger()), {}),
         (IPAM, Lan(Stranger(asked="192.0.2.1")), {"lan.mac": "failure"}),
         (conf(mode="passthru"), Lan(Stranger(), dead_gateways=("192.0.2.1",)), {}),
+        (conf(mode="passthru"), Lan(Stranger(refusal="eth0 has others: remove them")), {"parent.child": "failure"}),
         (IPAM, Lan(Stranger(), dead_gateways=("192.0.2.1",)), {"lan.gateway": "warning"}),
         (IPAM, Lan(Stranger(refusal="taken: use br0"), ("192.0.2.1",)), {"parent.child": "failure"}),
         (IPAM, Lan(ANSWERED, conflicts=CONFLICT), {"lan.addresses": "failure"}),
@@ -332,16 +337,74 @@ def test_agent(found: Agent, plugins: Executables, level: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("found", "named", "expected"),
     [
-        (PLUGIN, {}),
-        (CLIENT, {}),
-        (NOTHING, {"plugin": "warning"}),
-        (Executables(("d",), "d/shimlan", missing=("portmap",)), {"plugin.others": "warning"}),
+        (PLUGIN, True, {}),
+        (CLIENT, True, {}),
+        (NOTHING, True, {"plugin": "failure"}),
+        (NOTHING, False, {"plugin": "warning"}),
+        (Executables(("d",), "d/shimlan", missing=("portmap",)), True, {"plugin.others": "failure"}),
     ],
 )
-def test_executables(found: Executables, expected: dict[str, str]) -> None:
-    assert troubles(checks.executables(found)) == expected
+def test_executables(found: Executables, named: bool, expected: dict[str, str]) -> None:
+    assert troubles(checks.executables(found, named)) == expected
+
+
+NODE_LOCAL = conf(shim={"hostAddresses": ["auto", "169.254.20.10"]})
+
+
+def leased(**keys: Any) -> cni.config.NetConf:
+    return conf(**{**keys, "ipam": {"type": "shimlan-ipam", "subnet": "192.0.2.0/24", **keys.get("ipam", {})}})
+
+
+@pytest.mark.parametrize(
+    ("conf", "found", "expected"),
+    [
+        (PLAIN, Reached(), {}),
+        (NODE_LOCAL, Reached((ip_address("192.0.2.10"), ip_address("169.254.20.10"))), {}),
+        (NODE_LOCAL, Reached(refusal="shim.hostAddresses: it is no address"), {"shim.hostAddresses": "failure"}),
+        (leased(shim={"routes": ["10.96.0.0/12"]}), Reached((ip_address("192.0.2.10"),)), {}),
+        (leased(shim={"routes": ["fd00:96::/112"]}), Reached((ip_address("192.0.2.10"),)), {}),
+        (leased(shim={"routes": ["10.96.0.0/12"]}), Reached((ip_address("fd00::1"),)), {"shim.routes": "failure"}),
+        (conf(shim={"routes": ["10.96.0.0/12"]}), Reached(), {}),
+    ],
+)
+def test_addresses_of_the_host(conf: cni.config.NetConf, found: Reached, expected: dict[str, str]) -> None:
+    assert troubles(checks.reached(conf, found)) == expected
+
+
+def test_what_is_wrong_with_an_address_of_the_host_stands_without_the_key() -> None:
+    (finding,) = checks.reached(NODE_LOCAL, Reached(refusal="shim.hostAddresses: it is no address"))
+    assert finding.evidence == "it is no address"
+
+
+@pytest.mark.parametrize(
+    ("routes", "keys", "right"),
+    [
+        ([{"dst": "0.0.0.0/0"}], {}, True),
+        ([{"dst": "10.0.0.0/8", "gw": "192.0.2.7"}], {}, True),
+        ([{"dst": "10.0.0.0/8", "gw": "192.0.3.7"}], {}, False),
+        ([{"dst": "10.0.0.0/8", "gw": "198.51.100.10"}], {}, True),  # the host, through the shim
+        ([{"dst": "10.0.0.0/8", "gw": "192.0.3.7"}, {"dst": "192.0.3.7/32", "scope": 253}], {}, True),
+        ([{"dst": "10.0.0.0/8", "gw": "192.0.3.7"}, {"dst": "192.0.3.0/24"}], {}, False),
+        ([{"dst": "10.0.0.0/8", "gw": "192.0.3.7"}], {"capabilities": {"ipRanges": True}}, True),
+        ([{"dst": "::/0", "gw": "fe80::1"}], {}, True),
+        ([{"dst": "::/0", "gw": "fd00::1"}], {}, False),
+    ],
+)
+def test_gateways_of_routes(routes: list[dict[str, Any]], keys: dict[str, Any], right: bool) -> None:
+    found = troubles(checks.routes(leased(**keys, ipam={"routes": routes}), Reached((ip_address("198.51.100.10"),))))
+    assert found == ({} if right else {"ipam.routes": "failure"})
+
+
+def test_the_file_of_resolv_conf(tmp_path: Path) -> None:
+    write(tmp_path, "resolv.conf", "nameserver 192.0.2.53\n")
+    for name, level in {"resolv.conf": "ok", "missing": "failure"}.items():
+        ipam = leased(ipam={"resolvConf": f"{tmp_path}/{name}"}).ipam
+        assert ipam is not None
+        finding = checks.resolver(ipam, state.resolver(ipam))
+        assert (finding.id, finding.level) == ("ipam.resolvConf", level)
+    assert finding.evidence == f"cannot read {tmp_path}/missing: No such file or directory"
 
 
 # --- files of others ---------------------------------------------------------------------------------------------
@@ -372,6 +435,71 @@ def test_what_network_manager_is_told(tmp_path: Path, path: str, text: str, spar
     write(tmp_path, path, text)
     found = managers.network_manager("shim2", running=True, root=str(tmp_path))
     assert found.spared_by == (f"{tmp_path}/{path}" if spared else "")
+
+
+def with_process(proc: Path, pid: int, comm: str, net: str = "/proc/self/ns/net", root: str = "/") -> None:
+    """A process as /proc shows it."""
+    write(proc, f"{pid}/comm", f"{comm}\n")
+    (proc / f"{pid}/ns").mkdir()
+    (proc / f"{pid}/ns/net").symlink_to(net)
+    (proc / f"{pid}/root").symlink_to(root)
+
+
+def of_network_manager(proc: Path) -> Manager:
+    (found, _) = managers.managers("shim2", str(proc))
+    return found
+
+
+def own_pid_namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+@pytest.fixture
+def on_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes of the host show here."""
+    monkeypatch.setattr(survey, "INITIAL_PID_NAMESPACE", own_pid_namespace())
+
+
+@pytest.fixture
+def in_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only processes of a container show here."""
+    monkeypatch.setattr(survey, "INITIAL_PID_NAMESPACE", own_pid_namespace() + 1)
+
+
+@pytest.mark.usefixtures("on_host")
+def test_on_a_host_all_processes_show(tmp_path: Path) -> None:
+    with_process(tmp_path, 1, "systemd")
+    assert checks.manager(of_network_manager(tmp_path)).evidence == "does not run here"
+    with_process(tmp_path, 7, "NetworkManager", net="/proc/self/ns/uts")
+    assert checks.manager(of_network_manager(tmp_path)).evidence == "does not run here"
+    with_process(tmp_path, 8, "NetworkManager")
+    assert of_network_manager(tmp_path).running
+
+
+@pytest.mark.usefixtures("in_container")
+def test_in_a_container_the_hosts_processes_are_not_seen(tmp_path: Path) -> None:
+    with_process(tmp_path, 1, "shimlanctl")
+    assert checks.manager(of_network_manager(tmp_path)).evidence.startswith("not seen: ")
+    with_process(tmp_path, 7, "NetworkManager")  # of a node that is a container itself
+    assert checks.manager(of_network_manager(tmp_path)).evidence.startswith("runs here, ")
+
+
+@pytest.mark.usefixtures("on_host")
+def test_with_the_hosts_processes_in_a_container_their_own_files_count(tmp_path: Path) -> None:
+    proc, host = tmp_path / "proc", tmp_path / "host"
+    with_process(proc, 7, "NetworkManager", root=str(host))
+    write(host, "etc/NetworkManager/conf.d/90-shimlan.conf", "[keyfile]\nunmanaged-devices=interface-name:shim*\n")
+    assert of_network_manager(proc).spared_by == f"{proc}/7/root/etc/NetworkManager/conf.d/90-shimlan.conf"
+
+
+@pytest.mark.usefixtures("on_host")
+def test_a_process_that_may_not_be_looked_at_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: str) -> bool:
+        raise PermissionError
+
+    with_process(tmp_path, 7, "NetworkManager")
+    monkeypatch.setattr("os.path.samefile", refuse)
+    assert of_network_manager(tmp_path) == Manager("NetworkManager", running=False, hidden=True)
 
 
 UNMANAGED = "[Match]\nName=shim*\n\n[Link]\nUnmanaged=yes\n"

@@ -6,8 +6,9 @@ A check is silent about what another one has found the cause of, so that each tr
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import IPv6Network
 
-from cni.attachment import RX_HANDLER_OWNERS, Parent, check_kind, check_parent, shim_name, wants_shim
+from cni.attachment import RX_HANDLER_OWNERS, SCOPE_LINK, Parent, check_kind, check_parent, shim_name, wants_shim
 from cni.config import NetConf
 from cni.ctl.doctor.facts import (
     Agent,
@@ -18,6 +19,7 @@ from cni.ctl.doctor.facts import (
     Manager,
     NetworkFile,
     ParentState,
+    Reached,
     ServiceProxy,
     Store,
     Sysctls,
@@ -25,6 +27,9 @@ from cni.ctl.doctor.facts import (
 from cni.ctl.doctor.findings import Finding, failure, ok, refused, warning
 from cni.errors import CniError, InvalidConfig
 from cni.offload import ADVICE
+from ipam.config import IpamConf
+
+LINK_LOCAL = IPv6Network("fe80::/10")  # on every link
 
 MULTUS = "multus"
 CHOOSERS = (MULTUS, "multus-shim", "multus-cni", "genie", "danm")  # plugins that call those of other networks
@@ -142,9 +147,12 @@ def parent(conf: NetConf, found: ParentState) -> Iterator[Finding]:
 
 def can_carry(conf: NetConf, found: ParentState) -> bool:
     """Whether there is any use in asking the LAN."""
-    if found.parent is None or found.unmade or not found.carrier:
-        return False
-    return _refusal(conf, found.parent)[0] in ("", "mtu")
+    return not found.unmade and is_sound(conf, found)
+
+
+def is_sound(conf: NetConf, found: ParentState) -> bool:
+    """Whether the parent can carry pods, of whatever MTU."""
+    return found.parent is not None and found.carrier and _refusal(conf, found.parent)[0] in ("", "mtu")
 
 
 def _refusal(conf: NetConf, parent: Parent) -> tuple[str, CniError | None]:
@@ -226,6 +234,50 @@ def shim(conf: NetConf, found: ParentState) -> Iterator[Finding]:
         yield ok("shim", f"{shim_name(found.parent.index)} is, or will be, the shim of {found.parent.name}")
 
 
+# --- addresses and routes ----------------------------------------------------------------------------------------
+
+
+def reached(conf: NetConf, found: Reached) -> Iterator[Finding]:
+    """Has the host the addresses that pods shall reach, and one of each family of shim.routes?"""
+    if found.refusal:
+        remedy = "give the host that address before pods come, or take it out of shim.hostAddresses"
+        yield failure("shim.hostAddresses", found.refusal.removeprefix("shim.hostAddresses: "), remedy)
+        return
+    if conf.shim.host_addresses:
+        yield ok("shim.hostAddresses", f"pods reach {', '.join(map(str, found.addresses))}")
+    there = {address.version for address in found.addresses}
+    for route in conf.shim.routes:
+        if route.version not in there and route.version in _families(conf):
+            evidence = f"{route} needs an IPv{route.version} address of the host, and none is found"
+            yield failure("shim.routes", evidence, "give the parent one, or name one in shim.hostAddresses")
+
+
+def _families(conf: NetConf) -> set[int]:
+    """The IP versions in which every pod gets an address."""
+    return {pool[0].subnet.version for pool in conf.ipam.pools} if conf.ipam else set()
+
+
+def routes(conf: NetConf, found: Reached) -> Iterator[Finding]:
+    """Are the gateways of ipam.routes where the pods are, whatever addresses those get?"""
+    if conf.ipam is None or (conf.raw.get("capabilities") or {}).get("ipRanges"):  # who knows where they will be
+        return
+    on_link = [route.dst for route in conf.ipam.routes if route.gw is None and (route.scope or 0) >= SCOPE_LINK]
+    around = [LINK_LOCAL, *on_link, *(entry.subnet for pool in conf.ipam.pools for entry in pool)]
+    for route in conf.ipam.routes:
+        gateway = route.gw
+        if gateway and gateway not in found.addresses and not any(gateway in network for network in around):
+            evidence = f"the gateway {gateway} of {route.dst} is in no subnet of the pods"
+            yield failure("ipam.routes", evidence, 'correct it, or leave "gw" out for the gateway of the range')
+
+
+def resolver(conf: IpamConf, trouble: str) -> Finding:
+    """Can the file be read that becomes the pods' DNS?"""
+    if not trouble:
+        return ok("ipam.resolvConf", f"{conf.resolv_conf} can be read")
+    remedy = "put the file there, or correct the path; for an agent in a container it has to be there as well"
+    return failure("ipam.resolvConf", trouble.removeprefix("ipam.resolvConf: "), remedy)
+
+
 # --- settings and programs of the host ---------------------------------------------------------------------------
 
 
@@ -255,6 +307,8 @@ def _forwarding(conf: NetConf, found: Sysctls) -> Iterator[Finding]:
 def manager(found: Manager) -> Finding:
     """Does a program that configures networks spare the shims?"""
     id = f"manager.{found.name}"
+    if found.hidden:
+        return ok(id, "not seen: this container does not show the host's processes; does it leave shims alone there?")
     if not found.running:
         return ok(id, "does not run here")
     if found.spared_by:
@@ -297,11 +351,11 @@ def _dead_gateway(conf: NetConf, gateway: str) -> Finding:
 
 def _stranger(conf: NetConf, found: Lan, vendor: str) -> Iterator[Finding]:
     stranger = found.stranger
-    if conf.mode == "passthru":
-        yield ok("lan.mac", "not asked: in mode passthru the pod has the NIC's own MAC")
-        return
     if stranger.refusal:
         yield refused("parent.child", stranger.refusal)
+        return
+    if conf.mode == "passthru":
+        yield ok("lan.mac", "not asked: in mode passthru the pod has the NIC's own MAC")
         return
     names = "under a temporary name first, as this kernel is from before 2025" if stranger.old_names else "at once"
     yield ok("parent.child", f"a macvlan can be made, in its namespace {names}")
@@ -387,14 +441,14 @@ def agent(found: Agent, plugins: Executables) -> Finding:
     return ok("agent", f"none at {found.socket}: the in-process plugin does the work")
 
 
-def executables(found: Executables) -> Iterator[Finding]:
-    """Would a runtime find the plugins?"""
+def executables(found: Executables, named: bool = True) -> Iterator[Finding]:
+    """Would a runtime find the plugins? It misses none before a configuration has `named` them."""
     places = ", ".join(found.directories) or "no directory"
     if not found.plugin:
-        remedy = "link it into the directory of your runtime, or tell doctor that with --bin-dir"
-        yield warning("plugin", f"no shimlan in {places}", remedy)
+        remedy = "`shimlanctl install` puts it there; if your runtime looks elsewhere, tell doctor with --bin-dir"
+        yield (failure if named else warning)("plugin", f"no shimlan in {places}", remedy)
     else:
         yield ok("plugin", f"{found.plugin}, {'the client' if found.is_client else 'the in-process plugin'}")
     for name in found.missing:
         remedy = "install it there, correct the configuration, or name another directory with --bin-dir"
-        yield warning("plugin.others", f"the configuration names {name}, which is not in {places}", remedy)
+        yield failure("plugin.others", f"the configuration names {name}, which is not in {places}", remedy)

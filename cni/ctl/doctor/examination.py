@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
-from cni.attachment import shim_name
+from cni.attachment import shim_name, wants_shim
 from cni.config import NetConf
 from cni.ctl.doctor import checks, configuration, host, lan, managers, scratch, state
 from cni.ctl.doctor.facts import Configuration, ParentState, Store
@@ -65,11 +65,13 @@ def _findings(
     stores = _stores(question, conf, namespace)
     yield from checks.configuration(found)
     plugins = state.executables(question.bin_dirs, conf, found.types)
-    yield from checks.executables(plugins)
+    yield from checks.executables(plugins, named=bool(found.path))
     yield checks.agent(state.agent(question.socket), plugins)
     for store in stores:
         yield from checks.store(store)
         yield from checks.pools(conf, store)
+    if conf.ipam and conf.ipam.resolv_conf:
+        yield checks.resolver(conf.ipam, state.resolver(conf.ipam))
     yield from checks.kernel(conf, host.kernel(fd))
     yield from _host(conf, namespace, parent)
     yield from _lan(question, conf, namespace, fd, parent, stores)
@@ -92,10 +94,20 @@ def _host(conf: NetConf, namespace: Namespace, parent: ParentState) -> Iterator[
         yield from checks.parent(conf, parent)
         yield from checks.offload(conf, parent)
         yield from checks.shim(conf, parent)
+        yield from _addresses(conf, namespace, parent)
     index, name = (parent.parent.index, parent.parent.name) if parent.parent else (0, "default")
     yield from checks.sysctls(conf, host.sysctls(name))
     for manager in managers.managers(shim_name(index)):
         yield checks.manager(manager)
+
+
+def _addresses(conf: NetConf, namespace: Namespace, parent: ParentState) -> Iterator[Finding]:
+    """Those of the host, which has them only while its parent is as it should be, and the gateways among them."""
+    if parent.parent and checks.is_sound(conf, parent):
+        reached = host.reached(conf, namespace, parent.parent)
+        if wants_shim(conf, parent.parent):
+            yield from checks.reached(conf, reached)
+        yield from checks.routes(conf, reached)
 
 
 def _lan(

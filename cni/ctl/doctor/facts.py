@@ -69,6 +69,14 @@ class ParentState:
 
 
 @dataclass(frozen=True)
+class Reached:
+    """The addresses of the host that pods reach; `refusal` says why an ADD would not have them."""
+
+    addresses: tuple[Address, ...] = ()
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
 class Sysctls:
     """Settings of the kernel, "" where it has none; `locked`: why new links' settings cannot be changed."""
 
@@ -82,10 +90,11 @@ class Manager:
     """A program that configures networks by itself: whether it runs here, and what makes it touch or spare shims."""
 
     name: str
-    running: bool
+    running: bool  # as far as processes show
     spared_by: str = ""  # where it is told to leave them alone
     taken_by: str = ""  # where it is told to manage them
     takes_by_itself: bool = False  # without being told
+    hidden: bool = False  # it may run where we do not see it
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,7 @@ class ServiceProxy:
 
 @dataclass(frozen=True)
 class Stranger:
-    """An attempt to speak on the LAN from a MAC that is not the NIC's; `refusal` says why no child could be made."""
+    """An attempt to speak on the LAN from a MAC that is not the NIC's; `refusal` says why no child can be made."""
 
     refusal: str = ""
     asked: str = ""  # somebody who answers the host; "": nobody is known

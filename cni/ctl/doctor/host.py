@@ -13,10 +13,10 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 
 from cni import netns, nftables, offload, rtnetlink, vlan
-from cni.attachment import Parent, SourceNat, check_parent, shim_name
+from cni.attachment import Parent, SourceNat, Vlan, check_parent, shim_name
 from cni.config import NetConf
-from cni.ctl.doctor.facts import Kernel, ParentState, ServiceProxy, Sysctls
-from cni.errors import CniError, KernelRefused
+from cni.ctl.doctor.facts import Kernel, ParentState, Reached, ServiceProxy, Sysctls
+from cni.errors import CniError, InvalidConfig, KernelRefused
 from cni.kernel import SYSCTLS, SYSCTLS_OF_HOST, Namespace, find_parent
 from cni.netlink import (
     NETLINK_NETFILTER,
@@ -124,6 +124,16 @@ def _state(namespace: Namespace, found: Parent) -> ParentState:
         obstacle=offload.obstacle_in(feature, feature.switchable and namespace.runs_xdp(found.index)),
         in_software=len(macs - {shim.mac} if shim else macs),
     )
+
+
+def reached(conf: NetConf, namespace: Namespace, parent: Parent) -> Reached:
+    """The addresses of the host that an ADD on this parent would find; a VLAN device may be still to be made."""
+    vlan = Vlan(parent.name, conf.vlan, "", 0, parent.mtu, ours=False) if conf.vlan else None
+    try:
+        found = namespace.facts(conf, vlan)
+    except InvalidConfig as error:
+        return Reached(refusal=error.msg)
+    return Reached(tuple(address.ip for address in found.host_addresses))
 
 
 def _details(name: str) -> dict[int, bytes]:

@@ -21,7 +21,7 @@ from cni.attachment import MAIN_TABLE, Link, Parent
 from cni.config import NetConf
 from cni.ctl.doctor.facts import Lan, Stranger
 from cni.diff import AddLink, SetSysctl, SetUp
-from cni.errors import CniError, KernelRefused
+from cni.errors import CniError, KernelRefused, ParentUnusable
 from cni.frozen import replace
 from cni.inet import unpacked
 from cni.kernel import Namespace
@@ -39,6 +39,10 @@ AT_ONCE = 32
 NEIGHBOURS_TO_ASK = 3
 
 ALIAS = "shimlanctl doctor"
+CHILDREN = ("macvlan", "macvtap")
+BESIDE_PASSTHRU = (
+    "and a pod in mode passthru takes no other child beside it: remove the other pods, or take another NIC or mode"
+)
 SHIM_QUEUES = 2  # as the shim has: it takes no slot of the hardware that a pod could have
 NUD_REACHABLE, NUD_STALE = 0x02, 0x04  # include/uapi/linux/neighbour.h
 
@@ -97,7 +101,8 @@ def _neighbours(parent: Parent) -> Iterator[Address]:
 def _stranger(conf: NetConf, namespace: Namespace, parent: Parent, scratch: int, answering: Address | None) -> Stranger:
     """Ask somebody who has answered the host, as a pod would."""
     if conf.mode == "passthru":  # its pod has the NIC's own MAC, and the NIC for itself
-        return Stranger()
+        others = _others_on(namespace, parent, scratch)
+        return Stranger(refusal=f"{parent.name} has {others}, {BESIDE_PASSTHRU}" if others else "")
     try:
         with _child(namespace, parent, scratch) as (child, old_names):
             if answering is None:
@@ -107,6 +112,36 @@ def _stranger(conf: NetConf, namespace: Namespace, parent: Parent, scratch: int,
             return Stranger(asked=str(answering), answered=bool(mac), old_names=old_names)
     except CniError as error:
         return Stranger(refusal=error.msg)
+
+
+def _others_on(namespace: Namespace, parent: Parent, scratch: int) -> str:
+    """What keeps a child in mode passthru from being made; another one in that mode has the NIC rightly.
+
+    Made it would take the host's frames for a moment, so that is tried only where it looks as if it would be refused.
+    """
+    lower = parent.lower_index or parent.index
+    links = [link for link in namespace.links() if link.parent_index == lower]
+    seen = [link.name for link in links if link.kind in CHILDREN and link.mode != "passthru"]
+    macs = namespace.received_macs(parent.index) - {link.mac for link in links}
+    unicast = [mac for mac in sorted(macs) if not int(mac[:2], 16) & 1]
+    if not (seen or unicast) or not _refuses(parent, "passthru", scratch) or _refuses(parent, "private", scratch):
+        return ""
+    pods = f"{len(unicast)} pod(s)" if unicast else ""
+    return " and ".join(filter(None, (*seen, pods)))
+
+
+def _refuses(parent: Parent, mode: str, scratch: int) -> bool:
+    """Whether the kernel makes no such child, which says nothing and is gone at once."""
+    link = Link("doctor", (b"\x02" + os.urandom(5)).hex(":"), parent.mtu, parent.index, mode=mode, parent=parent.name)
+    try:
+        _create(link, scratch)
+    except ParentUnusable:
+        return True
+    with closing(Namespace(scratch)) as inside:
+        found = inside.link(link.name)
+        if found:
+            inside.delete_link(found.index)
+    return False
 
 
 @contextmanager

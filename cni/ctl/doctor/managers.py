@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from configparser import ConfigParser
 from configparser import Error as NotAnIni
 from contextlib import suppress
@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 
 from cni import netns
 from cni.ctl.doctor.facts import Manager
+from cni.survey import sees_all_processes
 
 NETWORK_MANAGER, NETWORKD = "NetworkManager", "systemd-networkd"
 COMMS = {NETWORK_MANAGER: "NetworkManager", NETWORKD: "systemd-network"}  # proc(5): 15 characters of it
@@ -20,22 +21,38 @@ KIND = "macvlan"
 ROOTS = ("/etc", "/run", "/usr/local/lib", "/usr/lib")
 
 
-def managers(shim: str, root: str = "") -> list[Manager]:
-    """Both of them, and what they would do with a link of that name; `root` is put before all paths of files."""
-    running = set(_running())
+def managers(shim: str, proc: str = "/proc") -> list[Manager]:
+    """Both of them, and what they would do with a link of that name; `proc` shows the processes."""
     return [
-        network_manager(shim, running=COMMS[NETWORK_MANAGER] in running, root=root),
-        networkd(shim, running=COMMS[NETWORKD] in running, root=root),
+        _manager(NETWORK_MANAGER, network_manager, shim, proc),
+        _manager(NETWORKD, networkd, shim, proc),
     ]
 
 
-def _running() -> Iterator[str]:
-    """The names of the processes in our network namespace."""
-    own = netns.own_identity()
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        with suppress(OSError):
-            if netns.identity_of(os.stat(f"/proc/{pid}/ns/net")) == own:
-                yield _text(f"/proc/{pid}/comm").strip()
+def _manager(name: str, judged: Callable[..., Manager], shim: str, proc: str) -> Manager:
+    """What one of them does in our network namespace, or that it would not show."""
+    own, hidden = netns.own_identity(), not sees_all_processes()
+    for process in _processes(proc, COMMS[name]):
+        try:
+            if netns.identity_of(os.stat(f"{process}/ns/net")) == own:
+                return judged(shim, running=True, root=_root(process))
+        except PermissionError:  # without CAP_SYS_PTRACE, of a process that has more rights than we have
+            hidden = True
+        except OSError:  # it has ended meanwhile
+            continue
+    return Manager(name, running=False, hidden=hidden)
+
+
+def _root(process: str) -> str:
+    """What to put before the paths of files that a process reads, where its root is not ours."""
+    return "" if os.path.samefile(f"{process}/root", "/") else f"{process}/root"
+
+
+def _processes(proc: str, comm: str) -> Iterator[str]:
+    """The directories of the processes of that name."""
+    for pid in filter(str.isdecimal, os.listdir(proc)):
+        if _text(f"{proc}/{pid}/comm").strip() == comm:
+            yield f"{proc}/{pid}"
 
 
 def network_manager(shim: str, *, running: bool, root: str = "") -> Manager:

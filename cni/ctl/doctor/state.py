@@ -31,7 +31,8 @@ from cni.database import (
     boot_id,
     explained,
 )
-from cni.errors import CniError, TryAgainLater
+from cni.errors import CniError, IOFailure, TryAgainLater
+from ipam import service
 from ipam.config import IpamConf
 from ipam.ledger import Ledger, read_leases, renew
 from ipam.pools import pools_of, span_of
@@ -122,6 +123,18 @@ def _unusable(directory: str, path: str) -> str:
     if not all(os.access(each, os.W_OK) for each in (there, path) if os.path.exists(each)):
         return f"{there}: {ADVICE[READONLY]}"
     return f"{there}: {ADVICE[FULL]}" if os.statvfs(there).f_bfree == 0 else ""
+
+
+# --- ipam.resolvConf ---------------------------------------------------------------------------------------------
+
+
+def resolver(conf: IpamConf) -> str:
+    """Why the file of `resolvConf` cannot be read, in the words of ADD; "" when it can."""
+    try:
+        service.dns_of(conf.resolv_conf)
+    except IOFailure as error:
+        return error.msg
+    return ""
 
 
 # --- agent -------------------------------------------------------------------------------------------------------
