@@ -337,17 +337,16 @@ def test_agent(found: Agent, plugins: Executables, level: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "named", "expected"),
+    ("found", "expected"),
     [
-        (PLUGIN, True, {}),
-        (CLIENT, True, {}),
-        (NOTHING, True, {"plugin": "failure"}),
-        (NOTHING, False, {"plugin": "warning"}),
-        (Executables(("d",), "d/shimlan", missing=("portmap",)), True, {"plugin.others": "failure"}),
+        (PLUGIN, {}),
+        (CLIENT, {}),
+        (NOTHING, {"plugin": "warning"}),
+        (Executables(("d",), "d/shimlan", missing=("portmap",)), {"plugin.others": "warning"}),
     ],
 )
-def test_executables(found: Executables, named: bool, expected: dict[str, str]) -> None:
-    assert troubles(checks.executables(found, named)) == expected
+def test_executables(found: Executables, expected: dict[str, str]) -> None:
+    assert troubles(checks.executables(found)) == expected
 
 
 NODE_LOCAL = conf(shim={"hostAddresses": ["auto", "169.254.20.10"]})

@@ -441,14 +441,14 @@ def agent(found: Agent, plugins: Executables) -> Finding:
     return ok("agent", f"none at {found.socket}: the in-process plugin does the work")
 
 
-def executables(found: Executables, named: bool = True) -> Iterator[Finding]:
-    """Would a runtime find the plugins? It misses none before a configuration has `named` them."""
+def executables(found: Executables) -> Iterator[Finding]:
+    """Would a runtime find the plugins? Without them no pod is attached; but they may be about to be installed."""
     places = ", ".join(found.directories) or "no directory"
     if not found.plugin:
         remedy = "`shimlanctl install` puts it there; if your runtime looks elsewhere, tell doctor with --bin-dir"
-        yield (failure if named else warning)("plugin", f"no shimlan in {places}", remedy)
+        yield warning("plugin", f"no shimlan in {places}", remedy)
     else:
         yield ok("plugin", f"{found.plugin}, {'the client' if found.is_client else 'the in-process plugin'}")
     for name in found.missing:
         remedy = "install it there, correct the configuration, or name another directory with --bin-dir"
-        yield failure("plugin.others", f"the configuration names {name}, which is not in {places}", remedy)
+        yield warning("plugin.others", f"the configuration names {name}, which is not in {places}", remedy)

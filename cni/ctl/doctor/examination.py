@@ -65,7 +65,7 @@ def _findings(
     stores = _stores(question, conf, namespace)
     yield from checks.configuration(found)
     plugins = state.executables(question.bin_dirs, conf, found.types)
-    yield from checks.executables(plugins, named=bool(found.path))
+    yield from checks.executables(plugins)
     yield checks.agent(state.agent(question.socket), plugins)
     for store in stores:
         yield from checks.store(store)
