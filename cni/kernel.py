@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 MAC_RETRY_SECONDS = 0.25
 MAC_RETRY_PAUSE = 0.005
 
+PROBE_NAME = "slprobe"  # and eight digits, of a child that lives for milliseconds
+
 SYSCTLS = "/proc/sys/net"
 # In a container the former is read-only, and our manifest mounts the host's here. Either has the files of the namespace
 # of whoever opens them (decision 0024).
@@ -130,7 +132,7 @@ class Namespace:
         parent = self.link_at(index)
         if parent is None:
             return False
-        name = f"sl{os.urandom(5).hex()}"
+        name = f"{PROBE_NAME}{os.urandom(4).hex()}"
         probe = Link(name, mac, parent.mtu, index, mode="private", arp=False, tx_queues=2, parent=parent.name)
         self._create(AddLink(probe), self)
         made = self._index(name)
@@ -139,7 +141,8 @@ class Namespace:
             (refusal,) = self._request([rtnetlink.encode(SetUp(probe), made)])
         finally:
             self.delete_link(made)
-        return refusal is not None and refusal.errno == errno.EADDRINUSE
+        # Without the link, which somebody took for one that was left, nothing is known: then nobody shall be disturbed.
+        return refusal is not None and refusal.errno in (errno.EADDRINUSE, errno.ENODEV)
 
     def parent(self, name: str) -> Parent | None:
         """The link of that name as a parent of macvlans."""

@@ -19,6 +19,7 @@ from cni import delegate, nftables, offload, shim, survey, teardown, vlan
 from cni.attachment import PROTO_SHIMLAN, Key
 from cni.errors import CniError, KernelRefused
 from cni.frozen import frozen
+from cni.kernel import PROBE_NAME
 from cni.protocol import Call
 from ipam.config import DEFAULT_DATA_DIR, IpamConf
 from ipam.store import RECOVERED
@@ -103,6 +104,7 @@ def sweep(node: Node, dry_run: bool = False, grace: Grace | None = None) -> Outc
     broom.leases()
     broom.recovered_leases()
     broom.shims()
+    broom.probes()
     broom.vlans()
     broom.source_nat()
     return Outcome(tuple(broom.cleared), tuple(broom.left), tuple(broom.errors))
@@ -226,6 +228,13 @@ class _Broom:
             if shim.is_shim(link) and link.name not in needed:
                 finding = Finding(f"{link.name}: no attachment uses it", (f"ip link del {link.name}",))
                 self._clear(finding, partial(shim.remove_unused, self._node, link, link.parent_index))
+
+    def probes(self) -> None:
+        """What somebody left who was killed while he asked whether a MAC is taken: nobody else could have that MAC."""
+        for link in self._node.host.links():
+            if link.kind == "macvlan" and link.name.startswith(PROBE_NAME) and not link.alias:
+                finding = Finding(f"{link.name}: left by somebody who was killed", (f"ip link del {link.name}",))
+                self._clear(finding, partial(self._node.host.delete_link, link.index))
 
     def vlans(self) -> None:
         """VLAN devices of ours without pods."""

@@ -253,6 +253,16 @@ class TestGc:
         assert ours(lab) == []
         assert {link["ifname"] for link in pod.links()} == {"lo", "eth0", "eth1"}
 
+    @pytest.mark.without_agent("it clears the host by itself")
+    def test_what_a_killed_look_at_the_parent_has_left(self, lab: Lab, operator: Operator) -> None:
+        pod = lab.pod("pod")
+        left = "link add slprobe0123abcd link eth0 address 02:00:00:00:00:01 type macvlan mode private"
+        lab.host.ip(*left.split())
+        assert operator.run("gc", "--dry-run").splitlines()[-1] == "ip link del slprobe0123abcd"
+        operator.run("gc")
+        assert "slprobe0123abcd" not in [link["ifname"] for link in lab.host.links()]
+        pod.check()
+
     def test_an_attachment_that_lost_its_link_is_the_runtimes_business(self, lab: Lab, operator: Operator) -> None:
         pod = lab.pod("pod")
         pod.ip("link", "del", "eth0")
