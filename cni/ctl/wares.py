@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any
 
 from cni import __version__
+from cni.ctl import netfile
 from cni.ctl.netfile import problems, uses_us
 from cni.errors import InvalidConfig
 from cni.values import show
@@ -66,6 +67,11 @@ def belongs_to_us(name: str, content: bytes) -> bool:
 def needs_us(content: bytes) -> bool:
     """Whether a file is a network, of whomever, that works with shimlan only."""
     return uses_us(_decoded(content))
+
+
+def data_dirs(content: bytes) -> tuple[str, ...]:
+    """Where a network, of whomever, has records and leases."""
+    return tuple(netfile.data_dirs(_decoded(content)))
 
 
 def _decoded(content: bytes) -> object:

@@ -387,6 +387,28 @@ def test_networks_of_others_are_named_and_stay(host: Host, capsys: pytest.Captur
     assert host.files == {"99-own.conf"}
 
 
+@pytest.mark.parametrize(
+    ("plugin", "directories"),
+    [
+        ({}, ("/var/lib/cni/shimlan", "/var/lib/cni/shimlan")),
+        ({"dataDir": "/a"}, ("/a", "/a")),
+        ({"ipam": {"type": "shimlan-ipam", "dataDir": "/b"}}, ("/b", "/b")),
+        ({"dataDir": "/a", "ipam": {"type": "shimlan-ipam", "dataDir": "/b"}}, ("/a", "/b")),
+        ({"dataDir": "/a", "ipam": {"type": "dhcp"}}, ("/a",)),
+        ({"dataDir": "/a", "mtu": "wrong"}, ("/a", "/a")),
+        ({"dataDir": "relative"}, ()),
+        ({"type": "bridge", "dataDir": "/a"}, ()),
+    ],
+)
+def test_the_data_directories_of_a_network_are_those_that_a_call_would_use(
+    plugin: dict[str, Any], directories: tuple[str, ...]
+) -> None:
+    conf = {"name": "lan", **NETWORK["plugins"][0], **plugin}
+    assert wares.data_dirs(json.dumps(conf).encode()) == directories
+    assert wares.data_dirs(json.dumps({"name": "lan", "plugins": [{"type": "x"}, conf]}).encode()) == directories
+    assert wares.data_dirs(b"{") == ()
+
+
 def test_uninstalling_twice_or_nothing_is_fine(host: Host) -> None:
     assert host.uninstall() == 0
     host.install_network()
