@@ -32,7 +32,8 @@ EXAMPLES = """examples:
   shimlanctl install --conflist /etc/shimlan --node a     # all conflists in there, with what a.json says of node a
 
 What is different on a node stands in a file NODE.json beside the conflist, a JSON merge patch of the shimlan plugin in
-it, such as {"master": "eno1", "ipam": {"ranges": [[{"subnet": "192.0.2.0/25"}]]}}.
+it, such as {"master": "eno1", "ipam": {"ranges": [[{"subnet": "192.0.2.0/25"}]]}}. Where a directory has several
+networks, each has a file NODE.NETWORK.json, NETWORK being the conflist's "name".
 """
 BIN_DIR, CONF_DIR = "/opt/cni/bin", "/etc/cni/net.d"
 CONFLIST = ".conflist"
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--node",
         metavar="NAME",
         default=os.environ.get("NODE_NAME"),
-        help="apply NAME.json beside the conflist, if there is one (default: $NODE_NAME)",
+        help="apply NAME.NETWORK.json or NAME.json beside the conflist, if there is one (default: $NODE_NAME)",
     )
     parser.add_argument("--conf-name", metavar="NAME", help="how the conflist is called there (default: as FILE is)")
     parser.add_argument("--client", metavar="PATH", help="the native client; default: that of this installation")
@@ -109,23 +110,39 @@ def _networks(args: argparse.Namespace) -> list[Ware]:
     directory, files = _split(args.conflist)
     if args.conf_name and len(files) != 1:
         raise IOFailure(f"--conf-name names one conflist, and {directory} has {len(files)}")
-    of_node, override = _override(directory, args.node)
+    templates = {name: _content(os.path.join(directory, name)) for name in files}
+    of_node = _of_node(directory, args.node, templates) if args.node else {}
     return [
-        Ware(
-            args.conf_name or name, wares.conflist(_content(os.path.join(directory, name)), override, of_node), READABLE
-        )
-        for name in files
+        Ware(args.conf_name or name, _conflist(template, of_node.get(name, "")), READABLE)
+        for name, template in templates.items()
     ]
 
 
-def _override(directory: str, node: str | None) -> tuple[str, bytes]:
-    """The file with a node's own values and what it holds; nothing where there is none."""
-    if not node:
-        return "", b""
-    path = os.path.join(directory, f"{node}.json")
+def _of_node(directory: str, node: str, templates: dict[str, bytes]) -> dict[str, str]:
+    """The file with a node's own values for each of the networks, whether it exists or not.
+
+    NODE.json is for a single network. Raises IOFailure where several would take their NIC and range from it.
+    """
+    networks = {name: network for name, template in templates.items() if (network := wares.network(template))}
+    paths = {name: os.path.join(directory, f"{node}.{network}.json") for name, network in networks.items()}
+    common = os.path.join(directory, f"{node}.json")
+    rest = [name for name, path in paths.items() if not os.path.exists(path)]
+    if len(rest) == 1:
+        return {**paths, rest[0]: common}
+    if rest and os.path.exists(common):
+        wanted = ", ".join(os.path.basename(paths[name]) for name in rest)
+        raise IOFailure(
+            f"{common} cannot be for {len(rest)} networks ({', '.join(rest)}), which would share its values: remove "
+            f"it, and make a file for each network that differs on this node ({wanted})"
+        )
+    return paths
+
+
+def _conflist(template: bytes, of_node: str) -> bytes:
+    """The conflist with the values in a node's file, if it exists."""
     with suppress(FileNotFoundError):
-        return path, _content(path)
-    return path, b""
+        return wares.conflist(template, _content(of_node), of_node)
+    return wares.conflist(template, of=of_node)
 
 
 def _split(path: str) -> tuple[str, list[str]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -15,7 +16,7 @@ from cni import __version__
 from cni.ctl import netfile
 from cni.ctl.netfile import problems, uses_us
 from cni.errors import InvalidConfig
-from cni.values import show
+from cni.values import Unfit, network_name, show
 
 PLUGIN, IPAM, INPROCESS = "shimlan", "shimlan-ipam", "shimlan-inprocess"
 EXECUTABLES = (PLUGIN, IPAM, INPROCESS)
@@ -72,6 +73,15 @@ def needs_us(content: bytes) -> bool:
 def data_dirs(content: bytes) -> tuple[str, ...]:
     """Where a network, of whomever, has records and leases."""
     return tuple(netfile.data_dirs(_decoded(content)))
+
+
+def network(conflist: bytes) -> str:
+    """The name of a network that nodes may have values of their own for; "" for one without the plugin, or a name."""
+    document = _decoded(conflist)
+    if isinstance(document, dict) and isinstance(plugins := document.get("plugins"), list):
+        with suppress(Unfit):
+            return network_name(document.get("name")) if any(map(_is_plugin, plugins)) else ""
+    return ""
 
 
 def _decoded(content: bytes) -> object:

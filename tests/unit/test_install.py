@@ -157,6 +157,65 @@ def test_a_node_without_values_of_its_own_has_those_of_all(host: Host, monkeypat
     assert host.conflist()["plugins"] == NETWORK["plugins"]
 
 
+class TestTwoNetworks:
+    """A directory with two networks, and what files of a node are for which of them."""
+
+    @pytest.fixture(autouse=True)
+    def more(self, host: Host) -> None:
+        """The other network, called more; the first is called lan."""
+        host.network.with_name("20-more.conflist").write_text(json.dumps({**NETWORK, "name": "more"}))
+
+    def install(self, host: Host, **masters: str) -> int:
+        """Install both, with files of the node that name a master; the exit status."""
+        for name, master in masters.items():
+            host.network.with_name(f"{name.replace('_', '.')}.json").write_text(json.dumps({"master": master}))
+        return host.install("--in-process", "--conflist", str(host.network.parent), "--node", "a")
+
+    def masters(self, host: Host) -> list[str | None]:
+        """What was installed."""
+        return [host.conflist(name)["plugins"][0].get("master") for name in ("10-lan.conflist", "20-more.conflist")]
+
+    def test_each_may_have_values_of_its_own(self, host: Host) -> None:
+        assert self.install(host, a_lan="eno1", a_more="eno2", b_lan="eno3") == 0
+        assert self.masters(host) == ["eno1", "eno2"]
+
+    def test_none_needs_to(self, host: Host) -> None:
+        assert self.install(host, a_more="eno2") == 0
+        assert self.masters(host) == [None, "eno2"]
+
+    def test_a_file_for_all_is_that_of_the_one_that_has_no_other(self, host: Host) -> None:
+        assert self.install(host, a_lan="eno1", a="eno2") == 0
+        assert self.masters(host) == ["eno1", "eno2"]
+
+    def test_a_file_for_all_is_refused_where_two_would_share_it(
+        self, host: Host, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.install(host, a="eno1") == 1
+        said = capsys.readouterr().err
+        assert "a.json cannot be for 2 networks (10-lan.conflist, 20-more.conflist)" in said
+        assert "(a.lan.json, a.more.json)" in said
+        assert not host.root.exists()
+
+    def test_networks_without_the_plugin_do_not_count(self, host: Host) -> None:
+        bridge = {**NETWORK, "name": "more", "plugins": [{"type": "bridge"}]}
+        host.network.with_name("20-more.conflist").write_text(json.dumps(bridge))
+        assert self.install(host, a="eno1") == 0
+        assert self.masters(host) == ["eno1", None]
+
+    def test_a_single_file_that_is_named_takes_its_own(self, host: Host) -> None:
+        host.network.with_name("a.json").write_text('{"master": "eno1"}')
+        assert host.install_network("--node", "a") == 0
+        assert host.conflist()["plugins"][0]["master"] == "eno1"
+
+    def test_the_file_that_is_missing_is_named(self, host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+        for path in host.network.parent.glob("*.conflist"):
+            template = json.loads(path.read_text())
+            del template["plugins"][0]["ipam"]["subnet"]
+            path.write_text(json.dumps(template))
+        assert self.install(host) == 1
+        assert "a.lan.json" in capsys.readouterr().err
+
+
 def test_all_conflists_of_a_directory_are_installed(host: Host, tmp_path: Path) -> None:
     (tmp_path / "20-more.conflist").write_text(json.dumps({**NETWORK, "name": "more"}))
     (tmp_path / "agent.yaml").write_text("logLevel: info")
