@@ -92,7 +92,10 @@ def run(args: argparse.Namespace) -> int:
     _install(below(args.root, args.bin_dir), executables, args.force)
     if networks and not _without_agent(executables):
         wait_for_agent(args.socket, args.wait)
-    _install(below(args.root, args.conf_dir), networks, args.force)
+    conf_dir = below(args.root, args.conf_dir)
+    _install(conf_dir, networks, args.force)
+    if source := _source(args):
+        _withdraw_gone(conf_dir, source, networks)
     return 0
 
 
@@ -113,9 +116,14 @@ def _networks(args: argparse.Namespace) -> list[Ware]:
     templates = {name: _content(os.path.join(directory, name)) for name in files}
     of_node = _of_node(directory, args.node, templates) if args.node else {}
     return [
-        Ware(args.conf_name or name, _conflist(template, of_node.get(name, "")), READABLE)
+        Ware(args.conf_name or name, _conflist(template, of_node.get(name, ""), _source(args)), READABLE)
         for name, template in templates.items()
     ]
+
+
+def _source(args: argparse.Namespace) -> str:
+    """The directory of which all conflists are to be installed, and no others are to stay; "" for a single file."""
+    return os.path.abspath(args.conflist) if args.conflist and os.path.isdir(args.conflist) else ""
 
 
 def _of_node(directory: str, node: str, templates: dict[str, bytes]) -> dict[str, str]:
@@ -138,11 +146,11 @@ def _of_node(directory: str, node: str, templates: dict[str, bytes]) -> dict[str
     return paths
 
 
-def _conflist(template: bytes, of_node: str) -> bytes:
+def _conflist(template: bytes, of_node: str, source: str) -> bytes:
     """The conflist with the values in a node's file, if it exists."""
     with suppress(FileNotFoundError):
-        return wares.conflist(template, _content(of_node), of_node)
-    return wares.conflist(template, of=of_node)
+        return wares.conflist(template, _content(of_node), of_node, source)
+    return wares.conflist(template, of=of_node, source=source)
 
 
 def _split(path: str) -> tuple[str, list[str]]:
@@ -211,6 +219,37 @@ def _install_one(path: str, ware: Ware, force: bool) -> None:
     verify = partial(_verify, ware.name) if ware.mode == EXECUTABLE else None
     placing.place(path, ware.content, ware.mode, verify)
     print(f"{path} {Verdict.PLACE.value}")
+
+
+def _withdraw_gone(directory: str, source: str, networks: list[Ware]) -> None:
+    """Remove the conflists that were installed from a directory which does not have them any more."""
+    present = {ware.name for ware in networks}
+    gone = [name for name in configurations(directory) if name not in present]
+    if not gone:
+        return
+    with placing.alone_in(directory):
+        for path in (os.path.join(directory, name) for name in gone):
+            if wares.comes_from(content_at(path) or b"", source):
+                print(f"{path} came from {source}, which does not have it any more")
+                withdraw(path)
+
+
+def configurations(directory: str) -> tuple[str, ...]:
+    """The files of a directory that a runtime may load, in its order."""
+    with suppress(FileNotFoundError):
+        names = sorted(name for name in os.listdir(directory) if name.endswith(wares.CONFIGURATIONS))
+        return tuple(name for name in names if os.path.isfile(os.path.join(directory, name)))
+    return ()
+
+
+def withdraw(path: str) -> None:
+    """Remove a file of ours, or put back what had been in its place, and say so."""
+    before = placing.put_back(path)
+    if before:
+        print(f"{path} is again what it was before: {before}")
+    else:
+        placing.remove(path)
+        print(f"{path} removed")
 
 
 def content_at(path: str) -> bytes | None:

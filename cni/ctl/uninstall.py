@@ -23,7 +23,7 @@ from cni import directories, nftables, offload, shim, survey, vlan
 from cni.attachment import Attachment, Link
 from cni.ctl import placing, wares
 from cni.ctl.asking import agent_answers
-from cni.ctl.install import add_places, below, content_at, script, wait_for_agent
+from cni.ctl.install import add_places, below, configurations, content_at, script, wait_for_agent, withdraw
 from cni.ctl.store import add_state_dir, open_existing
 from cni.database import FILE
 from cni.errors import IOFailure, KernelRefused
@@ -85,17 +85,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _remove_conflists(args: argparse.Namespace) -> None:
     directory = below(args.root, args.conf_dir)
-    _remove(directory, _configurations(directory))
-    for name in _configurations(directory):
+    _remove(directory, configurations(directory))
+    for name in configurations(directory):
         path = os.path.join(directory, name)
         if wares.needs_us(content_at(path) or b""):
             print(f"{path} uses shimlan as well, and stays: it was not installed by shimlanctl")
-
-
-def _configurations(directory: str) -> tuple[str, ...]:
-    with suppress(FileNotFoundError):
-        return tuple(sorted(name for name in os.listdir(directory) if name.endswith(wares.CONFIGURATIONS)))
-    return ()
 
 
 def _remove_executables(args: argparse.Namespace) -> None:
@@ -110,14 +104,8 @@ def _remove(directory: str, names: tuple[str, ...]) -> None:
         for name in names:
             path = os.path.join(directory, name)
             content = content_at(path)
-            if content is None or not wares.belongs_to_us(name, content):
-                continue
-            before = placing.put_back(path)
-            if before:
-                print(f"{path} is again what it was before: {before}")
-            else:
-                placing.remove(path)
-                print(f"{path} removed")
+            if content is not None and wares.belongs_to_us(name, content):
+                withdraw(path)
 
 
 # --- data directories --------------------------------------------------------------------------------------------
@@ -126,7 +114,7 @@ def _remove(directory: str, names: tuple[str, ...]) -> None:
 def _state_dirs(args: argparse.Namespace) -> list[str]:
     """Where records may be: the directory that is named, those of the networks, and those noted beside its store."""
     conf_dir = below(args.root, args.conf_dir)
-    files = (content_at(os.path.join(conf_dir, name)) or b"" for name in _configurations(conf_dir))
+    files = (content_at(os.path.join(conf_dir, name)) or b"" for name in configurations(conf_dir))
     networks = (below(args.root, named) for file in files for named in wares.data_dirs(file))
     state_dir = below(args.root, args.state_dir)
     return list(dict.fromkeys(map(os.path.realpath, (state_dir, *networks, *directories.others(state_dir)))))

@@ -223,6 +223,63 @@ def test_all_conflists_of_a_directory_are_installed(host: Host, tmp_path: Path) 
     assert {path.name for path in host.conf.iterdir()} == {"10-lan.conflist", "20-more.conflist"}
 
 
+class TestADirectoryThatHasChanged:
+    """Conflists that were installed, and that the directory does not have any more."""
+
+    def install(self, host: Host, *options: str) -> int:
+        """Install all conflists of the directory."""
+        return host.install("--in-process", "--conflist", str(host.network.parent), *options)
+
+    def networks(self, host: Host) -> set[str]:
+        """What a runtime may find."""
+        return {path.name for path in host.conf.iterdir()}
+
+    def test_one_that_was_renamed_leaves_nothing_behind(self, host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+        self.install(host)
+        host.network.rename(host.network.with_name("20-lan.conflist"))
+        assert self.install(host) == 0
+        assert self.networks(host) == {"20-lan.conflist"}
+        assert f"{host.conf}/10-lan.conflist removed" in capsys.readouterr().out
+
+    def test_one_that_gets_another_name_leaves_nothing_behind(self, host: Host) -> None:
+        self.install(host)
+        assert self.install(host, "--conf-name", "00-lan.conflist") == 0
+        assert self.networks(host) == {"00-lan.conflist"}
+
+    def test_the_last_one_goes_as_well(self, host: Host) -> None:
+        self.install(host)
+        host.network.unlink()
+        assert self.install(host) == 0
+        assert self.networks(host) == set()
+
+    def test_what_it_had_replaced_comes_back(self, host: Host) -> None:
+        host.conf.mkdir(parents=True)
+        (host.conf / "10-lan.conflist").write_text("{}")
+        self.install(host)
+        host.network.unlink()
+        assert self.install(host) == 0
+        assert {path.name: path.read_text() for path in host.conf.iterdir()} == {"10-lan.conflist": "{}"}
+
+    def test_what_came_from_elsewhere_stays(self, host: Host, tmp_path: Path) -> None:
+        others = tmp_path / "others"
+        others.mkdir()
+        (others / "30-other.conflist").write_text(json.dumps({**NETWORK, "name": "other"}))
+        host.install("--in-process", "--conflist", str(others))
+        host.install_network("--conf-name", "40-file.conflist")
+        (host.conf / "50-own.conflist").write_text(json.dumps(NETWORK))
+        (host.conf / "60-directory.conf").mkdir()
+        before = self.networks(host)
+        assert self.install(host) == 0
+        assert self.networks(host) == before | {"10-lan.conflist"}
+
+    def test_what_goes_wrong_removes_nothing(self, host: Host) -> None:
+        self.install(host)
+        host.network.rename(host.network.with_name("20-lan.conflist"))
+        host.network.with_name("a.json").write_text("{")
+        assert self.install(host, "--node", "a") == 1
+        assert self.networks(host) == {"10-lan.conflist"}
+
+
 def test_a_directory_may_have_none(host: Host, tmp_path: Path) -> None:
     host.network.unlink()
     assert host.install("--in-process", "--conflist", str(tmp_path)) == 0
