@@ -39,6 +39,8 @@ EXAMPLES = """examples:
 LOCK = "lock"
 DRAIN_SECONDS = 2.0  # between two looks
 START_SECONDS, STOP_SECONDS = 30.0, 60.0
+# A socket of systemd starts the agent anew when somebody calls, and be it to ask whether it is there: docs/agent.md.
+STOP_IT = "stop it (where systemd runs it: systemctl disable --now shimlan.socket shimlan.service)"
 
 DONE, UNFINISHED = 0, 1
 
@@ -71,7 +73,10 @@ def run(args: argparse.Namespace) -> int:
         )
         return UNFINISHED
     if left and agent_answers(args.socket):
-        raise IOFailure("an agent is running, which would put everything back for the pods that are left: stop it")
+        raise IOFailure(
+            "an agent is running, which would put everything back for the pods that are left: "
+            f"{STOP_IT}, and run this again"
+        )
     if args.force:
         _clear_host(state_dirs, left.shims)
     for each in state_dirs:
@@ -79,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         _remove_state(each)
     _remove_executables(args)
     if agent_answers(args.socket):
-        print("an agent is still running, and may make a new store: stop it, and run this again")
+        print(f"an agent is still running, and may make a new store: {STOP_IT}, and run this again")
     return UNFINISHED if left.shims else DONE
 
 

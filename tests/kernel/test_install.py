@@ -169,7 +169,9 @@ def test_draining_serves_the_last_pods(lab: Lab, site: Site) -> None:
 def test_by_force_pods_lose_their_host_and_nothing_else(lab: Lab, site: Site) -> None:
     with site.installed() as agent:
         pod = served(lab)
-        assert site.uninstall("--force").wait(DEADLINE) == 1, "an agent would put everything back"
+        status, said = site.uninstalled("--force")
+        assert status == 1, "an agent would put everything back"
+        assert "systemctl disable --now shimlan.socket shimlan.service" in said
         agent.terminate()
         agent.wait(DEADLINE)
         assert site.uninstall("--force").wait(DEADLINE) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from typing import Any
 
 import pytest
 
+import cni
 from cni import __version__
-from cni.ctl import placing, wares
+from cni.ctl import placing, uninstall, wares
 from cni.ctl.main import main
 from cni.ctl.wares import Verdict, Ware, judge, merged
 from cni.errors import CniError
@@ -530,6 +532,16 @@ def test_uninstalling_twice_or_nothing_is_fine(host: Host) -> None:
     host.install_network()
     assert [host.uninstall(), host.uninstall()] == [0, 0]
     assert host.files == set()
+
+
+def test_an_agent_that_is_running_is_to_be_stopped_with_its_socket(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the names of the units in docs/agent.md; a socket that stays starts the agent that was stopped."""
+    monkeypatch.setattr(uninstall, "agent_answers", lambda socket: True)
+    assert host.uninstall() == 0
+    (command,) = re.findall("systemctl .* shimlan.socket shimlan.service", capsys.readouterr().out)
+    assert command in Path(cni.__file__).parents[1].joinpath("docs/agent.md").read_text()
 
 
 @pytest.mark.parametrize("step", ["place", "set_aside"])
