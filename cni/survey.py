@@ -164,6 +164,16 @@ def host_entries(node: Node) -> Iterator[tuple[Link, Address, str]]:
                 yield link, ip, macs.get(ip, "")
 
 
+def unrecorded(node: Node, known: Iterable[Address]) -> dict[str, list[Address]]:
+    """The addresses behind each shim that are not among those known."""
+    ours = set(known)
+    found: dict[str, list[Address]] = {}
+    for link, ip, _ in host_entries(node):
+        if ip not in ours:
+            found.setdefault(link.name, []).append(ip)
+    return found
+
+
 def living_addresses(node: Node, seen: Iterable[Sighting]) -> set[Address]:
     """The addresses of links that exist: of those seen, and of those that only the parent of a shim knows of.
 

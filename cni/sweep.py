@@ -120,6 +120,7 @@ class _Broom:
         self._grace = grace
         self._seen = survey.sightings(node)
         self._gone: set[Key] = set()
+        self._strangers = False  # living pods that no data directory known here has recorded
         self._patience = 0.0 if grace else LINGER_SECONDS
 
     # --- what is recorded --------------------------------------------------------------------------------------
@@ -178,8 +179,10 @@ class _Broom:
         recorded = {ip for attachment in self._node.records.all() for ip in attachment.ips}
         strangers = [(link, ip, mac) for link, ip, mac in entries if ip not in recorded]
         seen = {ip for sighting in self._seen for ip in sighting.ips}
+        noted = {ip for records in self._node.siblings() for attachment in records.all() for ip in attachment.ips}
         for link, ip, mac in strangers:
             if ip in seen or (mac and self._receives(link.parent_index, mac)):
+                self._strangers |= ip not in noted
                 self.left.append(f"{ip} behind {link.name}: not recorded here, but its pod is alive")
             else:
                 finding = Finding(f"{ip} behind {link.name}: of no attachment", tuple(_entry_by_hand(link, ip, mac)))
@@ -255,7 +258,9 @@ class _Broom:
         }
 
     def source_nat(self) -> None:
-        """The nftables table, when it holds anything else than what the attachments need."""
+        """The nftables table, when it holds anything else than the attachments need and no other pods live by it."""
+        if self._strangers:
+            return
         rules = [rule for attachment in reversed(list(self._remaining())) for rule in attachment.source_nat]
         rules += shim.source_nat_of_siblings(self._node)
         try:

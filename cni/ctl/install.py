@@ -32,7 +32,8 @@ EXAMPLES = """examples:
   shimlanctl install --conflist /etc/shimlan --node a     # all conflists in there, with what a.json says of node a
 
 What is different on a node stands in a file NODE.json beside the conflist, a JSON merge patch of the shimlan plugin in
-it, such as {"master": "eno1", "ipam": {"ranges": [[{"subnet": "192.0.2.0/25"}]]}}.
+it, such as {"master": "eno1", "ipam": {"ranges": [[{"subnet": "192.0.2.0/25"}]]}}. Where a directory has several
+networks, each has a file NODE.NETWORK.json, NETWORK being the conflist's "name".
 """
 BIN_DIR, CONF_DIR = "/opt/cni/bin", "/etc/cni/net.d"
 CONFLIST = ".conflist"
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--node",
         metavar="NAME",
         default=os.environ.get("NODE_NAME"),
-        help="apply NAME.json beside the conflist, if there is one (default: $NODE_NAME)",
+        help="apply NAME.NETWORK.json or NAME.json beside the conflist, if there is one (default: $NODE_NAME)",
     )
     parser.add_argument("--conf-name", metavar="NAME", help="how the conflist is called there (default: as FILE is)")
     parser.add_argument("--client", metavar="PATH", help="the native client; default: that of this installation")
@@ -91,7 +92,10 @@ def run(args: argparse.Namespace) -> int:
     _install(below(args.root, args.bin_dir), executables, args.force)
     if networks and not _without_agent(executables):
         wait_for_agent(args.socket, args.wait)
-    _install(below(args.root, args.conf_dir), networks, args.force)
+    conf_dir = below(args.root, args.conf_dir)
+    _install(conf_dir, networks, args.force)
+    if source := _source(args):
+        _withdraw_gone(conf_dir, source, networks)
     return 0
 
 
@@ -109,23 +113,44 @@ def _networks(args: argparse.Namespace) -> list[Ware]:
     directory, files = _split(args.conflist)
     if args.conf_name and len(files) != 1:
         raise IOFailure(f"--conf-name names one conflist, and {directory} has {len(files)}")
-    of_node, override = _override(directory, args.node)
+    templates = {name: _content(os.path.join(directory, name)) for name in files}
+    of_node = _of_node(directory, args.node, templates) if args.node else {}
     return [
-        Ware(
-            args.conf_name or name, wares.conflist(_content(os.path.join(directory, name)), override, of_node), READABLE
-        )
-        for name in files
+        Ware(args.conf_name or name, _conflist(template, of_node.get(name, ""), _source(args)), READABLE)
+        for name, template in templates.items()
     ]
 
 
-def _override(directory: str, node: str | None) -> tuple[str, bytes]:
-    """The file with a node's own values and what it holds; nothing where there is none."""
-    if not node:
-        return "", b""
-    path = os.path.join(directory, f"{node}.json")
+def _source(args: argparse.Namespace) -> str:
+    """The directory of which all conflists are to be installed, and no others are to stay; "" for a single file."""
+    return os.path.abspath(args.conflist) if args.conflist and os.path.isdir(args.conflist) else ""
+
+
+def _of_node(directory: str, node: str, templates: dict[str, bytes]) -> dict[str, str]:
+    """The file with a node's own values for each of the networks, whether it exists or not.
+
+    NODE.json is for a single network. Raises IOFailure where several would take their NIC and range from it.
+    """
+    networks = {name: network for name, template in templates.items() if (network := wares.network(template))}
+    paths = {name: os.path.join(directory, f"{node}.{network}.json") for name, network in networks.items()}
+    common = os.path.join(directory, f"{node}.json")
+    rest = [name for name, path in paths.items() if not os.path.exists(path)]
+    if len(rest) == 1:
+        return {**paths, rest[0]: common}
+    if rest and os.path.exists(common):
+        wanted = ", ".join(os.path.basename(paths[name]) for name in rest)
+        raise IOFailure(
+            f"{common} cannot be for {len(rest)} networks ({', '.join(rest)}), which would share its values: remove "
+            f"it, and make a file for each network that differs on this node ({wanted})"
+        )
+    return paths
+
+
+def _conflist(template: bytes, of_node: str, source: str) -> bytes:
+    """The conflist with the values in a node's file, if it exists."""
     with suppress(FileNotFoundError):
-        return path, _content(path)
-    return path, b""
+        return wares.conflist(template, _content(of_node), of_node, source)
+    return wares.conflist(template, of=of_node, source=source)
 
 
 def _split(path: str) -> tuple[str, list[str]]:
@@ -194,6 +219,37 @@ def _install_one(path: str, ware: Ware, force: bool) -> None:
     verify = partial(_verify, ware.name) if ware.mode == EXECUTABLE else None
     placing.place(path, ware.content, ware.mode, verify)
     print(f"{path} {Verdict.PLACE.value}")
+
+
+def _withdraw_gone(directory: str, source: str, networks: list[Ware]) -> None:
+    """Remove the conflists that were installed from a directory which does not have them any more."""
+    present = {ware.name for ware in networks}
+    gone = [name for name in configurations(directory) if name not in present]
+    if not gone:
+        return
+    with placing.alone_in(directory):
+        for path in (os.path.join(directory, name) for name in gone):
+            if wares.comes_from(content_at(path) or b"", source):
+                print(f"{path} came from {source}, which does not have it any more")
+                withdraw(path)
+
+
+def configurations(directory: str) -> tuple[str, ...]:
+    """The files of a directory that a runtime may load, in its order."""
+    with suppress(FileNotFoundError):
+        names = sorted(name for name in os.listdir(directory) if name.endswith(wares.CONFIGURATIONS))
+        return tuple(name for name in names if os.path.isfile(os.path.join(directory, name)))
+    return ()
+
+
+def withdraw(path: str) -> None:
+    """Remove a file of ours, or put back what had been in its place, and say so."""
+    before = placing.put_back(path)
+    if before:
+        print(f"{path} is again what it was before: {before}")
+    else:
+        placing.remove(path)
+        print(f"{path} removed")
 
 
 def content_at(path: str) -> bytes | None:

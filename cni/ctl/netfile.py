@@ -10,12 +10,14 @@ import functools
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
 
 import cni.config
 import ipam.config
+from cni.errors import InvalidConfig
 from cni.protocol import VERSIONS
 from cni.section import Problem, Section
 from cni.values import file_name, network_name, one_of, show
@@ -77,6 +79,18 @@ def uses_us(document: object) -> bool:
         return False
     plugins = [plugin for _, plugin in _plugins(document)] or [document]
     return any(plugin.get("type") == PLUGIN or _uses_our_ipam(plugin) for plugin in plugins)
+
+
+def data_dirs(document: object) -> Iterator[str]:
+    """Where the plugins of type shimlan in a decoded conf or conflist keep records and leases."""
+    if not isinstance(document, dict):
+        return
+    for plugin in [_as_executed(plugin, document) for _, plugin in _plugins(document)] or [document]:
+        if plugin.get("type") == PLUGIN:
+            with suppress(InvalidConfig):  # nor would a call of the plugin have found one
+                conf = cni.config.parse_for_delete(plugin, {})
+                yield conf.data_dir
+                yield from (conf.ipam.data_dir,) if conf.ipam else ()
 
 
 def _orphans(plugin: dict[str, Any]) -> list[str]:

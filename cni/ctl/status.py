@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,14 @@ from cni.shim import is_shim
 
 if TYPE_CHECKING:
     import argparse
+    from ipaddress import IPv4Address, IPv6Address
 
     from cni.attachment import Attachment, Link
     from cni.node import Node
     from cni.state import Nic
     from ipam.ledger import RangeUse
+
+    Address = IPv4Address | IPv6Address
 
 Row = dict[str, Any]
 
@@ -154,7 +157,7 @@ def _elsewhere(node: Node) -> Iterator[Attachment]:
 
 def _shims(node: Node, recorded: Sequence[Attachment]) -> Iterator[Row]:
     """Our shims, and links that only have such a name."""
-    strangers = _unrecorded(node, recorded)
+    strangers = survey.unrecorded(node, (ip for each in recorded for ip in each.ips))
     for link in node.host.links():
         ours = is_shim(link)
         if ours or SHIM_NAME.fullmatch(link.name):
@@ -170,22 +173,12 @@ def _shims(node: Node, recorded: Sequence[Attachment]) -> Iterator[Row]:
             }
 
 
-def _shim_state(link: Link, users: int, strangers: Sequence[str]) -> str:
+def _shim_state(link: Link, users: int, strangers: Sequence[Address]) -> str:
     if strangers:
-        return f"leads to {', '.join(strangers)} of no attachment here"
+        return f"leads to {', '.join(map(str, strangers))} of no attachment here"
     if not users:
         return "unused"
     return OK if link.up else "down"
-
-
-def _unrecorded(node: Node, recorded: Iterable[Attachment]) -> dict[str, list[str]]:
-    """The addresses behind each shim that belong to no attachment."""
-    known = {ip for attachment in recorded for ip in attachment.ips}
-    found: dict[str, list[str]] = {}
-    for link, ip, _ in survey.host_entries(node):
-        if ip not in known:
-            found.setdefault(link.name, []).append(str(ip))
-    return found
 
 
 def pool(use: RangeUse) -> Row:

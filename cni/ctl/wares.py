@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from cni import __version__
+from cni.ctl import netfile
 from cni.ctl.netfile import problems, uses_us
 from cni.errors import InvalidConfig
-from cni.values import show
+from cni.values import Unfit, network_name, show
 
 PLUGIN, IPAM, INPROCESS = "shimlan", "shimlan-ipam", "shimlan-inprocess"
 EXECUTABLES = (PLUGIN, IPAM, INPROCESS)
@@ -22,6 +24,7 @@ NATIVE = re.compile(rb"CNI plugin shimlan (\d+\.\d+\.\d+)")  # client.c
 CONFIGURATIONS = (".conf", ".conflist", ".json")  # what libcni takes for one
 MARK = "installedBy"  # a key of conflists that runtimes do not look at; its value begins so:
 INSTALLER = "shimlanctl"
+FROM = " from "  # and ends with the directory, if all conflists of one were installed
 SCRIPT = re.compile(rb"^from (?:cni|ipam)\.plugin import run$", re.M)  # bin/
 
 
@@ -59,13 +62,37 @@ def belongs_to_us(name: str, content: bytes) -> bool:
     """Whether a file is an executable of shimlan, or a conflist that was installed."""
     if name in EXECUTABLES:
         return bool(NATIVE.search(content) or SCRIPT.search(content))
-    document = _decoded(content)
-    return isinstance(document, dict) and str(document.get(MARK)).startswith(INSTALLER)
+    return _mark(content).startswith(INSTALLER)
+
+
+def comes_from(content: bytes, directory: str) -> bool:
+    """Whether a file is a conflist that was installed with all others of a directory."""
+    installer, _, source = _mark(content).partition(FROM)
+    return installer.startswith(INSTALLER) and source == directory
+
+
+def _mark(conflist: bytes) -> str:
+    document = _decoded(conflist)
+    return str(document.get(MARK, "")) if isinstance(document, dict) else ""
 
 
 def needs_us(content: bytes) -> bool:
     """Whether a file is a network, of whomever, that works with shimlan only."""
     return uses_us(_decoded(content))
+
+
+def data_dirs(content: bytes) -> tuple[str, ...]:
+    """Where a network, of whomever, has records and leases."""
+    return tuple(netfile.data_dirs(_decoded(content)))
+
+
+def network(conflist: bytes) -> str:
+    """The name of a network that nodes may have values of their own for; "" for one without the plugin, or a name."""
+    document = _decoded(conflist)
+    if isinstance(document, dict) and isinstance(plugins := document.get("plugins"), list):
+        with suppress(Unfit):
+            return network_name(document.get("name")) if any(map(_is_plugin, plugins)) else ""
+    return ""
 
 
 def _decoded(content: bytes) -> object:
@@ -81,12 +108,12 @@ def _version(executable: bytes) -> tuple[int, ...]:
     return tuple(int(part) for part in found[1].split(b".")) if found else ()
 
 
-def conflist(text: str | bytes, override: str | bytes = b"", of: str = "") -> bytes:
+def conflist(text: str | bytes, override: str | bytes = b"", of: str = "", source: str = "") -> bytes:
     """The conflist to install: a template, with what is different on this node: `override`, what the file `of` holds.
 
     The override is a JSON merge patch (RFC 7396) of the template's shimlan plugin, such as
     `{"master": "eno1", "ipam": {"ranges": [[{"subnet": "192.0.2.0/25"}]]}}`. Raises InvalidConfig that lists every
-    problem of the outcome, which is marked as ours.
+    problem of the outcome, which is marked as ours, and as coming from the directory `source` if there is one.
     """
     document = _object(text, "the conflist")
     if "plugins" not in document:
@@ -98,7 +125,7 @@ def conflist(text: str | bytes, override: str | bytes = b"", of: str = "") -> by
     if found:
         beside = f" with {of}" if override else f", as there is no {of}" if of else ""
         raise InvalidConfig(f"the conflist{beside}: {'; '.join(found)}", "\n".join(found))
-    document[MARK] = f"{INSTALLER} {__version__}"
+    document[MARK] = f"{INSTALLER} {__version__}" + (f"{FROM}{source}" if source else "")
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 

@@ -320,6 +320,14 @@ class TestGc:
         other.check()
         pod.check()
 
+    def test_the_source_nat_that_another_data_directory_needs(self, lab: Lab, operator: Operator) -> None:
+        elsewhere = f"{lab.data_dir}/other"
+        other = lab.pod("other", lab.conf(dataDir=elsewhere, ipam={"dataDir": elsewhere}, shim=NAT))
+        lab.pod("pod", lab.conf(mac="02:00:00:00:00:77", ipam={"exclude": [other.address]}))
+        operator.run("gc")
+        assert "table inet shimlan" in ours(lab)
+        other.check()
+
     def test_leases_of_an_add_that_was_killed_before_its_record(self, lab: Lab, operator: Operator) -> None:
         pod = lab.pod("pod")
         with opened(lab) as database:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from typing import Any
 
 import pytest
 
+import cni
 from cni import __version__
-from cni.ctl import placing, wares
+from cni.ctl import placing, uninstall, wares
 from cni.ctl.main import main
 from cni.ctl.wares import Verdict, Ware, judge, merged
 from cni.errors import CniError
@@ -157,11 +159,127 @@ def test_a_node_without_values_of_its_own_has_those_of_all(host: Host, monkeypat
     assert host.conflist()["plugins"] == NETWORK["plugins"]
 
 
+class TestTwoNetworks:
+    """A directory with two networks, and what files of a node are for which of them."""
+
+    @pytest.fixture(autouse=True)
+    def more(self, host: Host) -> None:
+        """The other network, called more; the first is called lan."""
+        host.network.with_name("20-more.conflist").write_text(json.dumps({**NETWORK, "name": "more"}))
+
+    def install(self, host: Host, **masters: str) -> int:
+        """Install both, with files of the node that name a master; the exit status."""
+        for name, master in masters.items():
+            host.network.with_name(f"{name.replace('_', '.')}.json").write_text(json.dumps({"master": master}))
+        return host.install("--in-process", "--conflist", str(host.network.parent), "--node", "a")
+
+    def masters(self, host: Host) -> list[str | None]:
+        """What was installed."""
+        return [host.conflist(name)["plugins"][0].get("master") for name in ("10-lan.conflist", "20-more.conflist")]
+
+    def test_each_may_have_values_of_its_own(self, host: Host) -> None:
+        assert self.install(host, a_lan="eno1", a_more="eno2", b_lan="eno3") == 0
+        assert self.masters(host) == ["eno1", "eno2"]
+
+    def test_none_needs_to(self, host: Host) -> None:
+        assert self.install(host, a_more="eno2") == 0
+        assert self.masters(host) == [None, "eno2"]
+
+    def test_a_file_for_all_is_that_of_the_one_that_has_no_other(self, host: Host) -> None:
+        assert self.install(host, a_lan="eno1", a="eno2") == 0
+        assert self.masters(host) == ["eno1", "eno2"]
+
+    def test_a_file_for_all_is_refused_where_two_would_share_it(
+        self, host: Host, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.install(host, a="eno1") == 1
+        said = capsys.readouterr().err
+        assert "a.json cannot be for 2 networks (10-lan.conflist, 20-more.conflist)" in said
+        assert "(a.lan.json, a.more.json)" in said
+        assert not host.root.exists()
+
+    def test_networks_without_the_plugin_do_not_count(self, host: Host) -> None:
+        bridge = {**NETWORK, "name": "more", "plugins": [{"type": "bridge"}]}
+        host.network.with_name("20-more.conflist").write_text(json.dumps(bridge))
+        assert self.install(host, a="eno1") == 0
+        assert self.masters(host) == ["eno1", None]
+
+    def test_a_single_file_that_is_named_takes_its_own(self, host: Host) -> None:
+        host.network.with_name("a.json").write_text('{"master": "eno1"}')
+        assert host.install_network("--node", "a") == 0
+        assert host.conflist()["plugins"][0]["master"] == "eno1"
+
+    def test_the_file_that_is_missing_is_named(self, host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+        for path in host.network.parent.glob("*.conflist"):
+            template = json.loads(path.read_text())
+            del template["plugins"][0]["ipam"]["subnet"]
+            path.write_text(json.dumps(template))
+        assert self.install(host) == 1
+        assert "a.lan.json" in capsys.readouterr().err
+
+
 def test_all_conflists_of_a_directory_are_installed(host: Host, tmp_path: Path) -> None:
     (tmp_path / "20-more.conflist").write_text(json.dumps({**NETWORK, "name": "more"}))
     (tmp_path / "agent.yaml").write_text("logLevel: info")
     assert host.install("--in-process", "--conflist", str(tmp_path)) == 0
     assert {path.name for path in host.conf.iterdir()} == {"10-lan.conflist", "20-more.conflist"}
+
+
+class TestADirectoryThatHasChanged:
+    """Conflists that were installed, and that the directory does not have any more."""
+
+    def install(self, host: Host, *options: str) -> int:
+        """Install all conflists of the directory."""
+        return host.install("--in-process", "--conflist", str(host.network.parent), *options)
+
+    def networks(self, host: Host) -> set[str]:
+        """What a runtime may find."""
+        return {path.name for path in host.conf.iterdir()}
+
+    def test_one_that_was_renamed_leaves_nothing_behind(self, host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+        self.install(host)
+        host.network.rename(host.network.with_name("20-lan.conflist"))
+        assert self.install(host) == 0
+        assert self.networks(host) == {"20-lan.conflist"}
+        assert f"{host.conf}/10-lan.conflist removed" in capsys.readouterr().out
+
+    def test_one_that_gets_another_name_leaves_nothing_behind(self, host: Host) -> None:
+        self.install(host)
+        assert self.install(host, "--conf-name", "00-lan.conflist") == 0
+        assert self.networks(host) == {"00-lan.conflist"}
+
+    def test_the_last_one_goes_as_well(self, host: Host) -> None:
+        self.install(host)
+        host.network.unlink()
+        assert self.install(host) == 0
+        assert self.networks(host) == set()
+
+    def test_what_it_had_replaced_comes_back(self, host: Host) -> None:
+        host.conf.mkdir(parents=True)
+        (host.conf / "10-lan.conflist").write_text("{}")
+        self.install(host)
+        host.network.unlink()
+        assert self.install(host) == 0
+        assert {path.name: path.read_text() for path in host.conf.iterdir()} == {"10-lan.conflist": "{}"}
+
+    def test_what_came_from_elsewhere_stays(self, host: Host, tmp_path: Path) -> None:
+        others = tmp_path / "others"
+        others.mkdir()
+        (others / "30-other.conflist").write_text(json.dumps({**NETWORK, "name": "other"}))
+        host.install("--in-process", "--conflist", str(others))
+        host.install_network("--conf-name", "40-file.conflist")
+        (host.conf / "50-own.conflist").write_text(json.dumps(NETWORK))
+        (host.conf / "60-directory.conf").mkdir()
+        before = self.networks(host)
+        assert self.install(host) == 0
+        assert self.networks(host) == before | {"10-lan.conflist"}
+
+    def test_what_goes_wrong_removes_nothing(self, host: Host) -> None:
+        self.install(host)
+        host.network.rename(host.network.with_name("20-lan.conflist"))
+        host.network.with_name("a.json").write_text("{")
+        assert self.install(host, "--node", "a") == 1
+        assert self.networks(host) == {"10-lan.conflist"}
 
 
 def test_a_directory_may_have_none(host: Host, tmp_path: Path) -> None:
@@ -387,11 +505,43 @@ def test_networks_of_others_are_named_and_stay(host: Host, capsys: pytest.Captur
     assert host.files == {"99-own.conf"}
 
 
+@pytest.mark.parametrize(
+    ("plugin", "directories"),
+    [
+        ({}, ("/var/lib/cni/shimlan", "/var/lib/cni/shimlan")),
+        ({"dataDir": "/a"}, ("/a", "/a")),
+        ({"ipam": {"type": "shimlan-ipam", "dataDir": "/b"}}, ("/b", "/b")),
+        ({"dataDir": "/a", "ipam": {"type": "shimlan-ipam", "dataDir": "/b"}}, ("/a", "/b")),
+        ({"dataDir": "/a", "ipam": {"type": "dhcp"}}, ("/a",)),
+        ({"dataDir": "/a", "mtu": "wrong"}, ("/a", "/a")),
+        ({"dataDir": "relative"}, ()),
+        ({"type": "bridge", "dataDir": "/a"}, ()),
+    ],
+)
+def test_the_data_directories_of_a_network_are_those_that_a_call_would_use(
+    plugin: dict[str, Any], directories: tuple[str, ...]
+) -> None:
+    conf = {"name": "lan", **NETWORK["plugins"][0], **plugin}
+    assert wares.data_dirs(json.dumps(conf).encode()) == directories
+    assert wares.data_dirs(json.dumps({"name": "lan", "plugins": [{"type": "x"}, conf]}).encode()) == directories
+    assert wares.data_dirs(b"{") == ()
+
+
 def test_uninstalling_twice_or_nothing_is_fine(host: Host) -> None:
     assert host.uninstall() == 0
     host.install_network()
     assert [host.uninstall(), host.uninstall()] == [0, 0]
     assert host.files == set()
+
+
+def test_an_agent_that_is_running_is_to_be_stopped_with_its_socket(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the names of the units in docs/agent.md; a socket that stays starts the agent that was stopped."""
+    monkeypatch.setattr(uninstall, "agent_answers", lambda socket: True)
+    assert host.uninstall() == 0
+    (command,) = re.findall("systemctl .* shimlan.socket shimlan.service", capsys.readouterr().out)
+    assert command in Path(cni.__file__).parents[1].joinpath("docs/agent.md").read_text()
 
 
 @pytest.mark.parametrize("step", ["place", "set_aside"])

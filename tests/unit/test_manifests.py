@@ -84,6 +84,11 @@ def uninstalling() -> dict[str, Any]:
     return outcome
 
 
+def uninstalling_container() -> dict[str, Any]:
+    (container,) = uninstalling()["spec"]["template"]["spec"]["containers"]
+    return dict(container)
+
+
 # --- what Kubernetes says ----------------------------------------------------------------------------------------
 
 
@@ -143,6 +148,15 @@ def test_the_probes_ask_where_the_agent_answers() -> None:
         assert (asked["host"], asked["port"], asked["path"]) == (endpoint.host, endpoint.port, page)
 
 
+def test_the_agent_works_where_hook_and_uninstall_look() -> None:
+    settings = load(str(MANIFESTS / "base/agent.yaml"), {})
+    assert (settings.socket, settings.state_dir) == (DEFAULT_SOCKET, DEFAULT_DATA_DIR)
+    commands = (*agent()["lifecycle"]["postStart"]["exec"]["command"], *uninstalling_container()["command"])
+    assert not any(option in word for word in commands for option in ("--socket", "--state-dir"))
+    for name in ("socket", "stateDir"):
+        assert re.search(rf"^#.*\b{name}\b", (MANIFESTS / "base/agent.yaml").read_text(), re.M), "it says so"
+
+
 def test_requests_may_be_finished_when_the_agent_is_stopped() -> None:
     settings = load(str(MANIFESTS / "base/agent.yaml"), {})
     assert pod()["terminationGracePeriodSeconds"] > settings.stop_seconds
@@ -186,8 +200,7 @@ def test_the_hook_installs_what_the_configuration_holds() -> None:
 
 
 def test_uninstalling_serves_nobody_new_and_keeps_the_rest() -> None:
-    template = uninstalling()["spec"]["template"]["spec"]
-    (container,) = template["containers"]
+    template, container = uninstalling()["spec"]["template"]["spec"], uninstalling_container()
     assert "shimlanctl uninstall --drain" in container["command"][-1]
     assert not {"args", "lifecycle", "startupProbe", "livenessProbe"} & set(container)
     assert set(container["readinessProbe"]) & {"httpGet", "exec"} == {"exec"}
