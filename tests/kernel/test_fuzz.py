@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +113,25 @@ def shooting_range(serve: Serve) -> Iterator[Range]:
 
 
 def protect() -> None:
-    """Mount the machine's files read-only, once nobody writes: what the test before has started may, for a moment."""
+    """Mount the machine's files read-only, once nobody writes: what the tests before have opened may still be open."""
+    gc.collect()  # a store that nobody refers to any more
     command = ["mount", "-o", "remount,bind,ro", "/"]
     until = time.monotonic() + HANG_SECONDS
     while (busy := subprocess.run(command, check=False).returncode) and time.monotonic() < until:
         time.sleep(0.1)
-    assert not busy
+    assert not busy, "\n".join(opened_for_writing("/"))
+
+
+def opened_for_writing(mount: str) -> Iterator[str]:
+    """What processes have opened for writing on a mount of ours, by proc(5)."""
+    mounts = map(str.split, Path("/proc/self/mountinfo").read_text().splitlines())
+    (number,) = (fields[0] for fields in mounts if fields[4] == mount)
+    for info in Path("/proc").glob("[0-9]*/fdinfo/*"):
+        with suppress(OSError):
+            fields = dict(line.split(":\t") for line in info.read_text().splitlines() if ":\t" in line)
+            if fields["mnt_id"] == number and int(fields["flags"], 8) & os.O_ACCMODE:
+                descriptor = info.parents[1] / "fd" / info.name
+                yield f"{(info.parents[1] / 'comm').read_text().strip()}: {descriptor} -> {os.readlink(descriptor)}"
 
 
 def refuse_constant(name: str) -> Any:
