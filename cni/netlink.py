@@ -189,7 +189,7 @@ class Socket:
     def _request(self, messages: Sequence[Message]) -> list[NetlinkError | None]:
         # Refusals come anyway, and before the answer to the last message: nobody needs to be told of each success.
         last = messages[-1]
-        first = self._send([*messages[:-1], Message(last.kind, last.flags | NLM_F_ACK, last.body)])
+        first = self._send([*messages[:-1], _to_be_answered(last)])
         answers: list[NetlinkError | None] = [None] * len(messages)
         while True:
             for kind, flags, sequence, body in self.receive():
@@ -201,8 +201,7 @@ class Socket:
 
     def batch(self, begin: Message, messages: Sequence[Message], end: Message) -> None:
         """An nfnetlink transaction (all or nothing) between its begin and end; raises the first refusal."""
-        acked = [Message(m.kind, m.flags | NLM_F_ACK, m.body) for m in messages]
-        first = self._send([begin, *acked, end])
+        first = self._send([begin, *map(_to_be_answered, messages), end])
         waiting = len(messages)
         while waiting:
             for kind, flags, sequence, body in self.receive():
@@ -284,7 +283,7 @@ class Socket:
 
     def frame(self, message: Message) -> tuple[int, bytes]:
         """A request that asks for an answer, for somebody else to send: its sequence number and its bytes."""
-        packed = self._pack(Message(message.kind, message.flags | NLM_F_ACK, message.body))
+        packed = self._pack(_to_be_answered(message))
         return self._sequence, packed
 
     def _send(self, messages: Iterable[Message]) -> int:
@@ -301,6 +300,10 @@ class Socket:
         length = HEADER.size + len(message.body)
         header = HEADER.pack(length, message.kind, message.flags | NLM_F_REQUEST, self._sequence, 0)
         return header + message.body + bytes(-length % 4)
+
+
+def _to_be_answered(message: Message) -> Message:
+    return Message(message.kind, message.flags | NLM_F_ACK, message.body)
 
 
 def refusal_of(body: bytes, flags: int) -> NetlinkError | None:
