@@ -14,7 +14,7 @@ from cni.frozen import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
     from cni.attachment import Attachment, Key, Link, SourceNat
@@ -156,16 +156,16 @@ def source_nat_in_place(node: Node) -> bool:
 
 
 def _source_nat(node: Node, but: Key | None = None) -> list[SourceNat]:
-    """Newest attachment first: after a change of the host's address the present one decides."""
-    newest_first = reversed(node.records.all())
-    own = [rule for attachment in newest_first if attachment.key != but for rule in attachment.source_nat]
-    return own + source_nat_of_siblings(node)
+    return source_nat(node, [attachment for attachment in node.records.all() if attachment.key != but])
 
 
-def source_nat_of_siblings(node: Node) -> list[SourceNat]:
-    """What attachments in other data directories need: there is one table for all."""
-    records = (reversed(each.all()) for each in node.siblings())
-    return [rule for attachments in records for attachment in attachments for rule in attachment.source_nat]
+def source_nat(node: Node, recorded: Sequence[Attachment]) -> list[SourceNat]:
+    """What attachments need, and those in other data directories, as there is one table for all.
+
+    Newest attachment first: after a change of the host's address the present one decides.
+    """
+    groups = (recorded, *(each.all() for each in node.siblings()))
+    return [rule for group in groups for attachment in reversed(group) for rule in attachment.source_nat]
 
 
 def _standing(node: Node, wanted: View) -> Link | None:

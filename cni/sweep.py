@@ -261,8 +261,7 @@ class _Broom:
         """The nftables table, when it holds anything else than the attachments need and no other pods live by it."""
         if self._strangers:
             return
-        rules = [rule for attachment in reversed(list(self._remaining())) for rule in attachment.source_nat]
-        rules += shim.source_nat_of_siblings(self._node)
+        rules = shim.source_nat(self._node, list(self._remaining()))
         try:
             with nftables.connect() as socket:
                 if nftables.in_place(socket, rules):
